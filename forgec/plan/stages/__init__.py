@@ -1,0 +1,53 @@
+"""The parameter objects of every stage: what a template may know, already legal and divided."""
+
+from __future__ import annotations
+
+from forgec.plan.stages.attention import (
+    AttentionDecodeParams,
+    AttentionParams,
+    AttentionPrefillParams,
+    MaskParams,
+    QKParams,
+    ScaleParams,
+    SoftmaxParams,
+    WeightedVParams,
+)
+from forgec.plan.stages.base import Arg, StageParams
+from forgec.plan.stages.elementwise import ElementwiseParams, KVAppendParams, RopeParams, SampleParams
+from forgec.plan.stages.linear import (
+    EmbeddingParams,
+    LinearParams,
+    MatmulParams,
+    MatvecParams,
+    NormParams,
+    QuantiseParams,
+    RopeFields,
+    RopeKVParams,
+    Segment,
+)
+
+__all__ = [
+    "Arg",
+    "AttentionDecodeParams",
+    "AttentionParams",
+    "AttentionPrefillParams",
+    "ElementwiseParams",
+    "EmbeddingParams",
+    "KVAppendParams",
+    "LinearParams",
+    "MaskParams",
+    "MatmulParams",
+    "MatvecParams",
+    "NormParams",
+    "QKParams",
+    "QuantiseParams",
+    "RopeFields",
+    "RopeKVParams",
+    "RopeParams",
+    "SampleParams",
+    "ScaleParams",
+    "Segment",
+    "SoftmaxParams",
+    "StageParams",
+    "WeightedVParams",
+]

@@ -1,0 +1,96 @@
+"""Parameters of the sampler and of the unfused stages that work element by element or row by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from forgec.plan.stages.base import KV_CTYPES, STATE, Arg, StageParams
+
+__all__ = [
+    "ElementwiseParams",
+    "KVAppendParams",
+    "RopeParams",
+    "SampleParams",
+]
+
+
+@dataclass(frozen=True)
+class SampleParams(StageParams):
+    """Draw the next token from ``logits`` and advance ``state``; one block."""
+
+    vocab: int
+
+    @property
+    def stage(self) -> str:
+        return "sample"
+
+    @property
+    def args(self) -> tuple[Arg, ...]:
+        return (Arg("state", "State*"), Arg("logits", "const float*"), Arg("ring", "i32*"))
+
+
+@dataclass(frozen=True)
+class ElementwiseParams(StageParams):
+    """y = op(a[, b]) over ``state.rows * width`` elements; op is "add", "mul", "silu" or "scale"."""
+
+    op: str
+    width: int
+    factor: float = 1.0
+
+    @property
+    def stage(self) -> str:
+        return "elementwise"
+
+    @property
+    def title(self) -> str:
+        return self.op
+
+    @property
+    def binary(self) -> bool:
+        return self.op in ("add", "mul")
+
+    @property
+    def args(self) -> tuple[Arg, ...]:
+        second = (Arg("b", "const float*"),) if self.binary else ()
+        return (STATE, Arg("a", "const float*"), *second, Arg("y", "float*"))
+
+
+@dataclass(frozen=True)
+class RopeParams(StageParams):
+    """Rotate [rows, heads * head_length] at positions ``state.position + row``."""
+
+    heads: int
+    head_length: int
+    rope_dims: int
+    interleaved: bool
+
+    @property
+    def stage(self) -> str:
+        return "rope"
+
+    @property
+    def args(self) -> tuple[Arg, ...]:
+        return (STATE, Arg("x", "const float*"), Arg("rope_table", "const float*"), Arg("y", "float*"))
+
+
+@dataclass(frozen=True)
+class KVAppendParams(StageParams):
+    """Write rows of k and v into the cache at positions ``state.position + row``."""
+
+    kv_heads: int
+    head_length: int
+    context: int
+    kv_dtype: str
+
+    @property
+    def stage(self) -> str:
+        return "kv_append"
+
+    @property
+    def kv_ctype(self) -> str:
+        return KV_CTYPES[self.kv_dtype]
+
+    @property
+    def args(self) -> tuple[Arg, ...]:
+        caches = (Arg("k_cache", f"{self.kv_ctype}*"), Arg("v_cache", f"{self.kv_ctype}*"))
+        return (STATE, Arg("k", "const float*"), Arg("v", "const float*"), *caches)

@@ -1,0 +1,250 @@
+"""Parameters of the stages around weight matrices: embedding, norms, matvec, matmul and RoPE with KV append."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from forgec.errors import VerifyError
+from forgec.plan.layouts import slice_elements
+from forgec.plan.stages.base import KV_CTYPES, STATE, Arg, StageParams, planes_of
+
+__all__ = [
+    "Q8_IN",
+    "Q8_OUT",
+    "EmbeddingParams",
+    "LinearParams",
+    "MatmulParams",
+    "MatvecParams",
+    "NormParams",
+    "QuantiseParams",
+    "RopeFields",
+    "RopeKVParams",
+    "Segment",
+]
+
+
+@dataclass(frozen=True)
+class EmbeddingParams(StageParams):
+    """out[r, :] = scale * W[token_r, :]; ``decode`` takes the one token from ``state``."""
+
+    format: str
+    layout: str
+    cols: int
+    vocab: int
+    decode: bool
+    scale: float = 1.0
+
+    @property
+    def stage(self) -> str:
+        return "embedding"
+
+    @property
+    def title(self) -> str:
+        return f"embedding_{self.format}{'_decode' if self.decode else ''}"
+
+    @property
+    def args(self) -> tuple[Arg, ...]:
+        planes = planes_of("w0", self.format, self.layout)
+        return (STATE, Arg("tokens", "const i32*"), *planes, Arg("out", "float*"))
+
+
+@dataclass(frozen=True)
+class NormParams(StageParams):
+    """RMSNorm of ``state.rows`` rows; ``output`` "f32" writes y, "q8" writes int8 with d and s per 32."""
+
+    cols: int
+    eps: float
+    output: str
+
+    @property
+    def stage(self) -> str:
+        return "norm"
+
+    @property
+    def title(self) -> str:
+        return f"norm_{self.output}"
+
+    @property
+    def args(self) -> tuple[Arg, ...]:
+        outputs = Q8_OUT if self.output == "q8" else (Arg("y", "float*"),)
+        return (STATE, Arg("x", "const float*"), Arg("weight", "const float*"), *outputs)
+
+
+Q8_OUT = (Arg("yq", "i8*"), Arg("yd", "float*"), Arg("ys", "float*"))
+Q8_IN = (Arg("xq", "const i8*"), Arg("xd", "const float*"), Arg("xs", "const float*"))
+
+
+@dataclass(frozen=True)
+class QuantiseParams(StageParams):
+    """int8 activations of ``state.rows`` rows: per 32 elements a scale d and d * sum(q)."""
+
+    cols: int
+
+    @property
+    def stage(self) -> str:
+        return "quantise"
+
+    @property
+    def args(self) -> tuple[Arg, ...]:
+        return (STATE, Arg("x", "const float*"), *Q8_OUT)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One weight matrix of a fused product: ``rows`` output features in a quantisation format."""
+
+    format: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class RopeFields:
+    """What RoPE and the KV append need to know; part of the stages that carry that epilogue."""
+
+    heads: int
+    kv_heads: int
+    head_length: int
+    rope_dims: int
+    interleaved: bool
+    context: int
+    kv_dtype: str
+
+    @property
+    def kv_ctype(self) -> str:
+        return KV_CTYPES[self.kv_dtype]
+
+    @property
+    def width(self) -> int:
+        """Features of a row of stacked q, k and v."""
+        return (self.heads + 2 * self.kv_heads) * self.head_length
+
+    @property
+    def out_args(self) -> tuple[Arg, ...]:
+        return (
+            Arg("rope_table", "const float*"),
+            Arg("q_out", "float*"),
+            Arg("k_cache", f"{self.kv_ctype}*"),
+            Arg("v_cache", f"{self.kv_ctype}*"),
+        )
+
+
+@dataclass(frozen=True)
+class LinearParams(StageParams):
+    """Shared by matvec and matmul: y = epilogue(W · prologue(x)) over one to three weight segments."""
+
+    cols: int
+    segments: tuple[Segment, ...]
+    layout: str
+    act: str  # "f32" | "q8"
+    epilogue: str  # "store" | "residual" | "swiglu" | "rope_kv"
+    bias: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for segment in self.segments:
+            if self.cols % slice_elements(segment.format):
+                raise VerifyError(
+                    f"stage '{self.stage}': {self.cols} columns do not divide into slices of {segment.format}"
+                )
+        if self.epilogue == "swiglu" and (
+            len(self.segments) != 2 or self.segments[0].rows != self.segments[1].rows
+        ):
+            raise VerifyError("epilogue 'swiglu' needs two segments of equal rows")
+
+    @property
+    def rows(self) -> int:
+        """Rows of all segments together."""
+        return sum(s.rows for s in self.segments)
+
+    @property
+    def out_rows(self) -> int:
+        return self.segments[0].rows if self.epilogue == "swiglu" else self.rows
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The distinct formats, sorted: what the template includes."""
+        return tuple(sorted({s.format for s in self.segments}))
+
+    @property
+    def row_starts(self) -> tuple[int, ...]:
+        """First output row of each segment."""
+        return tuple(sum(s.rows for s in self.segments[:i]) for i in range(len(self.segments)))
+
+    @property
+    def weight_args(self) -> tuple[Arg, ...]:
+        planes = [a for i, s in enumerate(self.segments) for a in planes_of(f"w{i}", s.format, self.layout)]
+        bias = [Arg(f"bias{i}", "const float*") for i in range(len(self.segments))] if self.bias else []
+        return (*planes, *bias)
+
+    @property
+    def tail_args(self) -> tuple[Arg, ...]:
+        """Output, and the residual that may be the same buffer."""
+        if self.epilogue == "residual":
+            return (Arg("residual", "const float*", restrict=False), Arg("out", "float*", restrict=False))
+        return (Arg("out", "float*"),)
+
+    @property
+    def tag(self) -> str:
+        return f"{'_'.join(self.formats)}_{self.epilogue}_{self.rows}x{self.cols}"
+
+
+@dataclass(frozen=True)
+class MatvecParams(LinearParams):
+    """Decode: one row of activations; ``lanes_per_row`` lanes share ``rows_per_group`` rows at a time."""
+
+    prologue: str  # "none" | "rmsnorm"
+    eps: float
+    row_select: bool
+    lanes_per_row: int
+    rows_per_group: int
+    rope: RopeFields | None = None
+
+    @property
+    def stage(self) -> str:
+        return "matvec"
+
+    @property
+    def title(self) -> str:
+        return f"matvec_{self.tag}"
+
+    @property
+    def args(self) -> tuple[Arg, ...]:
+        norm = (Arg("norm_weight", "const float*"),) if self.prologue == "rmsnorm" else ()
+        tail = self.rope.out_args if self.rope is not None else self.tail_args
+        return (STATE, Arg("x", "const float*"), *norm, *self.weight_args, *tail)
+
+
+@dataclass(frozen=True)
+class MatmulParams(LinearParams):
+    """Prefill: ``state.rows`` rows of activations against the same segments, in tiles in LDS."""
+
+    tile_rows: int  # rows of activations of a block's tile
+    tile_cols: int  # output features of a block's tile
+
+    @property
+    def stage(self) -> str:
+        return "matmul"
+
+    @property
+    def title(self) -> str:
+        return f"matmul_{self.tag}"
+
+    @property
+    def args(self) -> tuple[Arg, ...]:
+        x = Q8_IN if self.act == "q8" else (Arg("x", "const float*"),)
+        return (STATE, *x, *self.weight_args, *self.tail_args)
+
+
+@dataclass(frozen=True)
+class RopeKVParams(StageParams):
+    """Prefill: rotate q and k of ``state.rows`` rows, write q out and k, v into the cache."""
+
+    rope: RopeFields
+
+    @property
+    def stage(self) -> str:
+        return "rope_kv"
+
+    @property
+    def args(self) -> tuple[Arg, ...]:
+        return (STATE, Arg("qkv", "const float*"), *self.rope.out_args)
