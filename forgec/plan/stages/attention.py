@@ -1,4 +1,7 @@
-"""Parameters of the attention stages, fused and unfused, over a KV cache of [kv_heads][context][head_length]."""
+"""Parameters of the attention stages, fused and unfused.
+
+The cache is [kv_heads][context][head_length], one for K and one for V in every layer.
+"""
 
 from __future__ import annotations
 

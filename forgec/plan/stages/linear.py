@@ -1,4 +1,4 @@
-"""Parameters of the stages around weight matrices: embedding, norms, matvec, matmul and RoPE with KV append."""
+"""Parameters of the stages around weight matrices: embedding, norms, products, RoPE with KV append."""
 
 from __future__ import annotations
 

@@ -1,0 +1,348 @@
+"""Which stages carry out each operation of a fused graph, one rule an operation.
+
+A rule turns a node into launches with virtual addresses (``Temp``); liveness and real offsets come later.
+Decode takes the matvec path (one row), prefill the matmul path (a chunk of rows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from forgec.errors import VerifyError
+from forgec.ir import ops
+from forgec.ir.graph import Graph, Node
+from forgec.plan.geometry import lanes_per_key, lanes_per_row, matmul_grid, matvec_grid
+from forgec.plan.layouts import FORMATS
+from forgec.plan.program import Argument, CompileOptions, PackedTensor, Ref
+from forgec.plan.stages import (
+    AttentionDecodeParams,
+    AttentionPrefillParams,
+    EmbeddingParams,
+    MatmulParams,
+    MatvecParams,
+    NormParams,
+    QuantiseParams,
+    RopeFields,
+    RopeKVParams,
+    SampleParams,
+    Segment,
+    StageParams,
+)
+from forgec.plan.tuning import Tuning, attention_splits, grid_blocks, lookup
+from forgec.targets import Target
+
+__all__ = ["Lowered", "Lowering", "Temp", "lower_node"]
+
+STATE = Ref("state", 0)
+Arguments = tuple["Argument | Temp", ...]
+
+
+@dataclass(frozen=True)
+class Temp:
+    """A temporary in the arena: its size in bytes, and the temporary whose storage it takes over."""
+
+    name: str
+    bytes: int
+    alias: str = ""
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """One launch before addresses are known."""
+
+    kernel: StageParams
+    grid: int
+    args: tuple[Argument | Temp, ...]
+    note: str
+
+
+@dataclass
+class Lowering:
+    """The one graph being lowered; collects the temporaries that the rules ask for."""
+
+    graph: Graph
+    target: Target
+    options: CompileOptions
+    tensors: Mapping[str, PackedTensor]
+    decode: bool
+    temps: dict[str, Temp] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Most rows of activations that a step carries."""
+        return 1 if self.decode else self.options.chunk
+
+    @property
+    def context(self) -> int:
+        if self.options.context is None:
+            raise VerifyError("lowering needs a context length")
+        return self.options.context
+
+    def temp(self, name: str, size: int, alias: str = "") -> Temp:
+        """Declare (or find) a temporary of ``size`` bytes."""
+        return self.temps.setdefault(name, Temp(name, size, alias))
+
+    def value(self, name: str, alias: str = "") -> Temp:
+        """The temporary of a graph value of shape ["rows", features], float32."""
+        features = self.graph.values[name].shape[-1]
+        if not isinstance(features, int):
+            raise VerifyError(f"value '{name}' has no fixed width: {features}")
+        return self.temp(name, 4 * features * self.rows, alias)
+
+    def planes(self, name: str) -> tuple[Ref, ...]:
+        """Addresses of the planes of a weight or constant."""
+        return tuple(Ref("weights", offset) for offset, _ in self.tensors[name].planes)
+
+    def cache(self, name: str) -> Ref:
+        """Address of a layer's K or V cache (any SSA version of it)."""
+        value = self.graph.values[name]
+        spec = self.graph.spec
+        if value.layer is None:
+            raise VerifyError(f"state value '{name}' belongs to no layer")
+        element = 2 if self.options.kv_dtype == "f16" else 4
+        k_bytes = spec.head_count_kv * self.context * spec.key_length * element
+        v_bytes = spec.head_count_kv * self.context * spec.value_length * element
+        base = value.layer * (k_bytes + v_bytes)
+        return Ref("kv", base if value.root.startswith("kv.k") else base + k_bytes)
+
+    def is_last_user(self, node: Node, value: str) -> bool:
+        """Whether every other node that reads a value runs before ``node``."""
+        users = {user.name for user in self.graph.users(value)}
+        return [n.name for n in self.graph.topo() if n.name in users][-1] == node.name
+
+    def common(self, tuning: Tuning) -> tuple[str, int, int]:
+        """The fields every stage begins with: family, wave width, threads of a block."""
+        return self.target.family, self.target.wave, tuning.block or self.target.block_size
+
+    def act(self, formats: Iterable[str]) -> str:
+        """Activations of a product: int8 in fast math where dot4 exists and every weight comes in blocks."""
+        quantised = all(FORMATS[name].block > 1 for name in formats)
+        return "q8" if self.options.math == "fast" and quantised and self.target.dot else "f32"
+
+
+def lower_node(lowering: Lowering, node: Node) -> list[Lowered]:
+    """Launches of one node, in order."""
+    rule = RULES.get(type(node.op))
+    if rule is None:
+        raise VerifyError(
+            f"node '{node.name}': operation '{type(node.op).__name__}' has no stage",
+            "Only fused graphs can be planned; the passes of passes/pipeline.py fuse them.",
+        )
+    return list(rule(lowering, node))
+
+
+def _embedding(at: Lowering, node: Node) -> Iterator[Lowered]:
+    assert isinstance(node.op, ops.Embedding)
+    tensor = at.tensors[node.inputs[1]]
+    tuning = lookup("embedding", tensor.format, at.target)
+    params = EmbeddingParams(
+        *at.common(tuning), tensor.format, tensor.layout, tensor.cols, tensor.rows, at.decode, node.op.scale
+    )
+    out = at.value(node.outputs[0])
+    args: Arguments = (STATE, Ref("tokens", 0), *at.planes(node.inputs[1]), out)
+    yield Lowered(params, grid_blocks(at.rows, at.target), args, node.name)
+
+
+def _attention(at: Lowering, node: Node) -> Iterator[Lowered]:
+    op = node.op
+    assert isinstance(op, ops.Attention)
+    tuning = lookup("attention", at.options.kv_dtype, at.target)
+    q, k, v = node.inputs
+    common = at.common(tuning)
+    kv_dtype = at.options.kv_dtype
+    inputs = (STATE, at.value(q), at.cache(k), at.cache(v))
+    out = at.value(node.outputs[0])
+    if not at.decode:
+        params = AttentionPrefillParams(
+            *common,
+            heads=op.heads,
+            kv_heads=op.kv_heads,
+            head_length=op.head_length,
+            context=at.context,
+            kv_dtype=kv_dtype,
+            scale=op.scale,
+            causal=op.causal,
+            tile_queries=tuning.tile_rows,
+            tile_keys=tuning.tile_cols,
+        )
+        tiles = op.heads * -(-at.rows // params.tile_queries)
+        yield Lowered(params, grid_blocks(tiles, at.target, 8), (*inputs, out), node.name)
+        return
+    splits = attention_splits(op.kv_heads, at.context, at.target)
+    decode = AttentionDecodeParams(
+        *common,
+        heads=op.heads,
+        kv_heads=op.kv_heads,
+        head_length=op.head_length,
+        context=at.context,
+        kv_dtype=kv_dtype,
+        scale=op.scale,
+        splits=splits,
+        lanes_per_key=lanes_per_key(op.head_length, at.target),
+    )
+    partial = at.temp(f"{node.name}.partial", 4 * op.heads * splits * (op.head_length + 2))
+    grid = grid_blocks(op.kv_heads * splits, at.target)
+    yield Lowered(decode, grid, (*inputs, partial, Ref("sync", 0), out), node.name)
+
+
+def _linear(at: Lowering, node: Node) -> Iterator[Lowered]:
+    assert isinstance(node.op, ops.FusedLinear)
+    # The head runs on one chosen row in both timelines: the same kernel serves a prompt and a token.
+    one_row = at.decode or at.graph.values[node.outputs[0]].shape[0] == 1
+    yield from (_matvec if one_row else _matmul)(at, node, node.op, node.op.by_role(node.inputs))
+
+
+def _segments(at: Lowering, inputs: ops.LinearInputs) -> tuple[Segment, ...]:
+    return tuple(Segment(at.tensors[w].format, at.tensors[w].rows) for w in inputs.weights)
+
+
+def _weight_args(at: Lowering, inputs: ops.LinearInputs) -> tuple[Ref, ...]:
+    return tuple(ref for name in (*inputs.weights, *inputs.biases) for ref in at.planes(name))
+
+
+def _rope_fields(at: Lowering, op: ops.RopeKV) -> RopeFields:
+    return RopeFields(
+        op.heads, op.kv_heads, op.head_length, op.dims, op.interleaved, at.context, at.options.kv_dtype
+    )
+
+
+def _output(at: Lowering, node: Node, inputs: ops.LinearInputs) -> Argument | Temp:
+    """Where a product goes: over its residual when nobody else reads that, the logits to their own buffer."""
+    name = node.outputs[0]
+    if any(isinstance(user.op, ops.Sample) for user in at.graph.users(name)):
+        return Ref("logits", 0)
+    in_place = inputs.residual is not None and at.is_last_user(node, inputs.residual)
+    return at.value(name, alias=inputs.residual if in_place and inputs.residual else "")
+
+
+EPILOGUES: Mapping[type[ops.Epilogue], str] = {
+    ops.Store: "store",
+    ops.Residual: "residual",
+    ops.SwiGLU: "swiglu",
+    ops.RopeKV: "rope_kv",
+}
+
+
+def _matvec(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInputs) -> Iterator[Lowered]:
+    segments = _segments(at, inputs)
+    weight = at.tensors[inputs.weights[0]]
+    tuning = lookup("matvec", weight.format, at.target)
+    selected = _selected(at, inputs.x)
+    params = MatvecParams(
+        *at.common(tuning),
+        cols=weight.cols,
+        segments=segments,
+        layout=weight.layout,
+        act=at.act(s.format for s in segments),
+        epilogue=EPILOGUES[type(op.epilogue)],
+        bias=op.bias,
+        prologue="none" if inputs.norm_weight is None else "rmsnorm",
+        eps=op.prologue.eps if isinstance(op.prologue, ops.RMSNormPrologue) else 0.0,
+        row_select=selected is not None,
+        lanes_per_row=lanes_per_row(segments, weight.cols, tuning, at.target),
+        rows_per_group=tuning.rows_per_group,
+        rope=_rope_fields(at, op.epilogue) if isinstance(op.epilogue, ops.RopeKV) else None,
+    )
+    norm = at.planes(inputs.norm_weight) if inputs.norm_weight else ()
+    args: Arguments = (
+        STATE,
+        selected or at.value(inputs.x),
+        *norm,
+        *_weight_args(at, inputs),
+        *_tail(at, node, inputs),
+    )
+    yield Lowered(params, matvec_grid(params, at.target), args, node.name)
+
+
+def _selected(at: Lowering, name: str) -> Temp | None:
+    """The residual stream behind a SelectRow, which the product reads at row ``state.row``."""
+    producer = at.graph.producer(name)
+    if producer is None or not isinstance(producer.op, ops.SelectRow):
+        return None
+    return at.value(producer.inputs[0])
+
+
+def _tail(at: Lowering, node: Node, inputs: ops.LinearInputs) -> tuple[Argument | Temp, ...]:
+    """The arguments behind the weights of a matvec: by epilogue."""
+    if inputs.rope_table is not None and inputs.k_cache is not None and inputs.v_cache is not None:
+        caches = (at.cache(inputs.k_cache), at.cache(inputs.v_cache))
+        return (*at.planes(inputs.rope_table), at.value(node.outputs[0]), *caches)
+    out = _output(at, node, inputs)
+    return (out,) if inputs.residual is None else (at.value(inputs.residual), out)
+
+
+def _matmul(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInputs) -> Iterator[Lowered]:
+    segments = _segments(at, inputs)
+    weight = at.tensors[inputs.weights[0]]
+    act = at.act(s.format for s in segments)
+    x: tuple[Temp, ...] = (at.value(inputs.x),)
+    if inputs.norm_weight is not None or act == "q8":
+        prepare = _prepare(at, node, op, inputs, weight.cols, act)
+        yield prepare
+        x = tuple(a for a in prepare.args[2 if inputs.norm_weight is None else 3 :] if isinstance(a, Temp))
+    tuning = lookup("matmul", weight.format, at.target)
+    rope = isinstance(op.epilogue, ops.RopeKV)
+    params = MatmulParams(
+        *at.common(tuning),
+        cols=weight.cols,
+        segments=segments,
+        layout=weight.layout,
+        act=act,
+        epilogue="store" if rope else EPILOGUES[type(op.epilogue)],
+        bias=op.bias,
+        tile_rows=tuning.tile_rows,
+        tile_cols=tuning.tile_cols,
+    )
+    qkv = at.temp(f"{node.name}.qkv", 4 * params.rows * at.rows)
+    tail = (qkv,) if rope else _tail(at, node, inputs)
+    args: Arguments = (STATE, *x, *_weight_args(at, inputs), *tail)
+    yield Lowered(params, matmul_grid(params, at.rows, at.target), args, node.name)
+    if isinstance(op.epilogue, ops.RopeKV):
+        common = at.common(lookup("rope_kv", "f32", at.target))
+        rope_params = RopeKVParams(*common, _rope_fields(at, op.epilogue))
+        rope_args: Arguments = (STATE, qkv, *_tail(at, node, inputs))
+        yield Lowered(rope_params, grid_blocks(at.rows, at.target), rope_args, f"{node.name}.rope_kv")
+
+
+def _prepare(
+    at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInputs, cols: int, act: str
+) -> Lowered:
+    """The launch before a prompt's product: RMSNorm and/or int8 quantisation of its input rows."""
+    if act == "q8":
+        scales = 4 * at.rows * (cols // 32)
+        outputs: tuple[Temp, ...] = (
+            at.temp(f"{node.name}.xq", at.rows * cols),
+            at.temp(f"{node.name}.xd", scales),
+            at.temp(f"{node.name}.xs", scales),
+        )
+    else:
+        outputs = (at.temp(f"{node.name}.x", 4 * at.rows * cols),)
+    grid = grid_blocks(at.rows, at.target)
+    if inputs.norm_weight is None:
+        quantise = QuantiseParams(*at.common(lookup("quantise", act, at.target)), cols)
+        return Lowered(quantise, grid, (STATE, at.value(inputs.x), *outputs), f"{node.name}.quantise")
+    assert isinstance(op.prologue, ops.RMSNormPrologue)
+    norm = NormParams(*at.common(lookup("norm", act, at.target)), cols, op.prologue.eps, act)
+    args: Arguments = (STATE, at.value(inputs.x), *at.planes(inputs.norm_weight), *outputs)
+    return Lowered(norm, grid, args, f"{node.name}.norm")
+
+
+def _select_row(at: Lowering, node: Node) -> Iterator[Lowered]:
+    """No launch: the head's product reads the chosen row itself."""
+    return iter(())
+
+
+def _sample(at: Lowering, node: Node) -> Iterator[Lowered]:
+    block = 1 if at.target.wave == 1 else at.target.max_threads
+    params = SampleParams(at.target.family, at.target.wave, block, at.graph.spec.vocab_size)
+    yield Lowered(params, 1, (STATE, Ref("logits", 0), Ref("ring", 0)), node.name)
+
+
+RULES: Mapping[type[ops.Op], Callable[[Lowering, Node], Iterator[Lowered]]] = {
+    ops.Embedding: _embedding,
+    ops.Attention: _attention,
+    ops.FusedLinear: _linear,
+    ops.SelectRow: _select_row,
+    ops.Sample: _sample,
+}

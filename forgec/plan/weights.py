@@ -1,0 +1,60 @@
+"""Where every weight lies in weights.bin: offsets of tensors and planes, and the compile-time constants.
+
+Graph values come in; packed tensors with absolute offsets go out. The bytes themselves are written by
+``package.weights``.
+"""
+
+from __future__ import annotations
+
+from forgec.errors import VerifyError
+from forgec.ir.graph import Graph, Value
+from forgec.plan.layouts import plane_bytes
+from forgec.plan.memory import align
+from forgec.plan.program import PackedTensor
+
+__all__ = ["TENSOR_ALIGNMENT", "place_weights"]
+
+#: Every tensor starts on a page, so that it can be mapped or uploaded on its own.
+TENSOR_ALIGNMENT = 4096
+
+
+def place_weights(graph: Graph) -> tuple[dict[str, PackedTensor], int]:
+    """Packed tensor of every weight and constant value that the graph uses, in graph order, and the size."""
+    placed: dict[str, PackedTensor] = {}
+    at = 0
+    for value in graph.values.values():
+        if value.kind not in ("weight", "constant") or not graph.users(value.name):
+            continue
+        tensor = _place(value, at)
+        placed[value.name] = tensor
+        last_offset, last_bytes = tensor.planes[-1]
+        at = align(last_offset + last_bytes, TENSOR_ALIGNMENT)
+    return placed, at
+
+
+def _place(value: Value, at: int) -> PackedTensor:
+    """Lay the planes of one value out from byte ``at``."""
+    rows, cols = _matrix_shape(value)
+    if value.layout == "plain":
+        sizes: tuple[int, ...] = (4 * rows * cols,)
+    else:
+        sizes = plane_bytes(value.dtype, value.layout, rows, cols)
+    planes = []
+    for size in sizes:
+        planes.append((at, size))
+        at = align(at + size)
+    return PackedTensor(value.name, value.tensor or "", value.dtype, value.layout, rows, cols, tuple(planes))
+
+
+def _matrix_shape(value: Value) -> tuple[int, int]:
+    """(rows, cols) of a weight; vectors are one row, higher ranks fold into the rows."""
+    sizes = []
+    for size in value.shape:
+        if not isinstance(size, int):
+            raise VerifyError(f"weight '{value.name}' has the symbolic dimension '{size}'")
+        sizes.append(size)
+    cols = sizes[-1]
+    rows = 1
+    for size in sizes[:-1]:
+        rows *= size
+    return rows, cols
