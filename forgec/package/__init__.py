@@ -1,0 +1,1 @@
+"""Program and code objects in, a self-contained Python package on disk out."""

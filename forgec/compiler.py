@@ -1,0 +1,169 @@
+"""The whole way from a GGUF file to a package, in one function that reads like DESIGN's first picture.
+
+The command line and tests call ``compile_model``; every step is a pure function of another module.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from forgec.codegen.render import render_pool, render_stage
+from forgec.errors import UsageError
+from forgec.frontend.architectures import build_graph
+from forgec.frontend.gguf import GGUFFile, open_gguf
+from forgec.frontend.spec import ModelSpec, read_spec
+from forgec.frontend.tokenizer import TokenizerSpec, build_tokenizer
+from forgec.ir.graph import Graph
+from forgec.ir.printer import print_graph
+from forgec.package.output import check_destination
+from forgec.package.writer import POOL, write_package
+from forgec.passes.manager import run_passes
+from forgec.passes.pipeline import PIPELINE
+from forgec.plan.lower import lower
+from forgec.plan.program import CompileOptions, Program, program_text
+from forgec.targets import Target, get_target
+from forgec.toolchain import Cache, CodeObject, ExpectedKernel, Unit, check_inspection, compile_units
+
+__all__ = ["Compiled", "Reporter", "compile_model", "plan_model", "program_units"]
+
+Reporter = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a compilation made: the program, its sources and code objects, and the seconds of each step."""
+
+    program: Program
+    sources: Mapping[str, str]
+    objects: tuple[CodeObject, ...]
+    seconds: Mapping[str, float]
+
+
+def plan_model(
+    gguf: GGUFFile, spec: ModelSpec, target: Target, options: CompileOptions, dump: Path | None = None
+) -> Program:
+    """Import, fuse and lower a model; with ``dump``, write the text of every intermediate product there."""
+    numbered = iter(range(1000))
+
+    def write(name: str, graph: Graph) -> None:
+        if dump is not None:
+            _dump(dump, f"{next(numbered):02d}-{name}.txt", print_graph(graph))
+
+    graph = build_graph(gguf, spec)
+    write("import", graph)
+    graph = run_passes(graph, target, PIPELINE, after=lambda a_pass, after: write(a_pass.name, after))
+    program = lower(graph, target, options)
+    if dump is not None:
+        _dump(dump, "program.txt", program_text(program))
+    return program
+
+
+def program_units(program: Program) -> tuple[Unit, ...]:
+    """One compilation unit per kernel, and the thread pool on a CPU."""
+    units = [Unit(k.symbol, render_stage(k), (k.symbol,)) for k in program.kernels]
+    if program.target.wave == 1:
+        entries = ("forgec_pool_create", "forgec_pool_run", "forgec_pool_destroy")
+        units.append(Unit(POOL, render_pool(), entries, libc=True, language="c"))
+    return tuple(units)
+
+
+def compile_model(
+    model: Path,
+    target_name: str,
+    output: Path,
+    options: CompileOptions,
+    *,
+    toolchain: str = "auto",
+    force: bool = False,
+    dump: Path | None = None,
+    cache: Cache | None = None,
+    report: Reporter = lambda step, done, total: None,
+) -> Compiled:
+    """Compile ``model`` for a target and write the package to ``output``.
+
+    ``report`` hears (step, done, total). Raises ForgeError; nothing is left behind then.
+    """
+    clock = _Clock()
+    target = get_target(target_name)
+    check_destination(output, force=force)
+    with open_gguf(model) as gguf:
+        spec = read_spec(gguf)
+        program = plan_model(gguf, spec, target, options, dump)
+        tokenizer = build_tokenizer(gguf.metadata)
+        _check_vocabulary(spec, tokenizer)
+        clock.lap("plan")
+        units = program_units(program)
+        objects = compile_units(
+            units, target, toolchain=toolchain, cache=cache, progress=lambda d, t: report("kernels", d, t)
+        )
+        check_kernels(program, objects)
+        sources = {unit.name: unit.source for unit in units}
+        if dump is not None:
+            _dump_code(dump, target, sources, objects)
+        clock.lap("kernels")
+        write_package(
+            output,
+            program,
+            gguf,
+            tokenizer,
+            sources,
+            objects,
+            force=force,
+            progress=lambda d, t: report("weights", d, t),
+        )
+        clock.lap("package")
+    return Compiled(program, sources, objects, clock.seconds)
+
+
+def check_kernels(program: Program, objects: tuple[CodeObject, ...]) -> None:
+    """Compare every compiled kernel with what the plan asked for; raises ToolchainError."""
+    found = {info.symbol: info for code in objects for info in code.inspection}
+    for kernel in program.kernels:
+        expected = ExpectedKernel(
+            symbol=kernel.symbol,
+            wave=program.target.wave,
+            threads=kernel.block,
+            lds_limit=program.target.lds_bytes,
+            args=tuple((arg.name, offset, arg.size, arg.is_pointer) for arg, offset in kernel.unpack),
+        )
+        check_inspection(found[kernel.symbol], expected)
+
+
+def _check_vocabulary(spec: ModelSpec, tokenizer: TokenizerSpec) -> None:
+    if tokenizer.vocab_size > spec.vocab_size:
+        raise UsageError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding only {spec.vocab_size} rows",
+            "The file's tokenizer does not belong to its weights; convert the model again.",
+        )
+
+
+def _dump(folder: Path, name: str, text: str) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _dump_code(
+    folder: Path, target: Target, sources: Mapping[str, str], objects: tuple[CodeObject, ...]
+) -> None:
+    for name, text in sources.items():
+        _dump(folder, f"src/{name}{'.hip' if target.wave > 1 else '.cpp'}", text)
+    for code in objects:
+        if code.assembly:
+            _dump(folder, f"asm/{code.name}.s", code.assembly)
+
+
+class _Clock:
+    """Seconds between laps, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        self._last = now

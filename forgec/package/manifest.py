@@ -1,0 +1,132 @@
+"""manifest.json: what the runtime must know, from the program and the inspected code objects.
+
+Plain data goes in and out; the runtime validates every field again when it loads a package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import forgec
+from forgec.package.weights import CHUNK_BYTES, WeightsDigest
+from forgec.plan.program import STATE_FIELDS, Argument, Launch, Program, Ref
+from forgec.plan.stages import StageParams
+from forgec.toolchain import KernelInfo
+
+__all__ = ["FORMAT", "build_manifest"]
+
+#: Version of the package format; a runtime refuses a newer one.
+FORMAT = 1
+
+
+def build_manifest(
+    program: Program,
+    inspections: Mapping[str, KernelInfo],
+    files: Mapping[str, str],
+    weights: WeightsDigest,
+    tokenizer: Mapping[str, Any],
+    compiler: str,
+) -> dict[str, Any]:
+    """The manifest of a package as JSON data.
+
+    ``inspections`` is by kernel symbol, ``files`` maps each packaged file to its SHA-256.
+    """
+    index = {kernel: i for i, kernel in enumerate(program.kernels)}
+    return {
+        "format": FORMAT,
+        "forgec": forgec.__version__,
+        "compiler": compiler,
+        "model": _model(program),
+        "math": program.math,
+        "kv": program.kv_dtype,
+        "target": _target(program),
+        "chunk": program.chunk,
+        "ring": program.ring,
+        "buffers": [{"name": b.name, "bytes": b.bytes, "init": b.init} for b in program.buffers],
+        "kernels": [_kernel(k, inspections[k.symbol], program, files) for k in program.kernels],
+        "sequences": {
+            name: [_launch(launch, index) for launch in launches]
+            for name, launches in program.sequences.items()
+        },
+        "symbols": {name: _argument(ref) for name, ref in program.symbols.items()},
+        "state": dict(STATE_FIELDS),
+        "weights": {
+            "file": "weights.bin",
+            "bytes": weights.bytes,
+            "chunk_bytes": CHUNK_BYTES,
+            "chunks": list(weights.chunks),
+        },
+        "tokenizer": {**tokenizer, "file": "tokenizer.json", "sha256": files["tokenizer.json"]},
+        "files": dict(sorted(files.items())),
+    }
+
+
+def kernel_file(symbol: str, program: Program) -> str:
+    """Path of a kernel's code object inside the package."""
+    return f"kernels/{symbol}{program.target.code_suffix}"
+
+
+def _model(program: Program) -> dict[str, Any]:
+    spec = program.spec
+    return {
+        "architecture": spec.architecture,
+        "name": spec.name,
+        "vocab_size": spec.vocab_size,
+        "context_length": program.context,
+        "trained_context_length": spec.context_length,
+        "embedding_length": spec.embedding_length,
+        "block_count": spec.block_count,
+        "feed_forward_length": spec.feed_forward_length,
+        "head_count": spec.head_count,
+        "head_count_kv": spec.head_count_kv,
+        "parameter_count": spec.parameter_count,
+    }
+
+
+def _target(program: Program) -> dict[str, Any]:
+    target = program.target
+    return {
+        "name": target.name,
+        "family": target.family,
+        "title": target.title,
+        "wave": target.wave,
+        "requires": list(target.requires),
+    }
+
+
+def _kernel(
+    kernel: StageParams, info: KernelInfo, program: Program, files: Mapping[str, str]
+) -> dict[str, Any]:
+    path = kernel_file(kernel.symbol, program)
+    return {
+        "symbol": kernel.symbol,
+        "file": path,
+        "block": kernel.block,
+        "args": [
+            {
+                "name": arg.name,
+                "offset": offset,
+                "size": arg.size,
+                "kind": "pointer" if arg.is_pointer else "value",
+            }
+            for arg, offset in kernel.unpack
+        ],
+        "kernarg_bytes": kernel.kernarg_bytes,
+        "lds_bytes": info.lds_bytes,
+        "vgprs": info.vgprs,
+        "sha256": files[path],
+    }
+
+
+def _launch(launch: Launch, index: Mapping[StageParams, int]) -> dict[str, Any]:
+    return {
+        "kernel": index[launch.kernel],
+        "grid": launch.grid,
+        "args": [_argument(a) for a in launch.args],
+        "note": launch.note,
+    }
+
+
+def _argument(argument: Argument) -> Sequence[Any] | int | float:
+    return [argument.buffer, argument.offset] if isinstance(argument, Ref) else argument
