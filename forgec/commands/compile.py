@@ -1,0 +1,116 @@
+"""``forgec compile``: options in, a package and a short account of it out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from forgec.compiler import Compiled, compile_model
+from forgec.plan.program import CompileOptions, Program
+
+__all__ = ["command", "default_output"]
+
+
+@click.command("compile")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--arch", required=True, metavar="A", help="Target chip, e.g. gfx1100; see 'forgec targets'.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Package folder to write.")
+@click.option("--math", type=click.Choice(["fast", "exact"]), default="fast", show_default=True,
+              help="fast: int8 activations; exact: float32 activations.")  # fmt: skip
+@click.option("--ctx", type=click.IntRange(min=1), metavar="N", help="Context length in tokens.")
+@click.option("--kv", type=click.Choice(["f16", "f32"]), default="f16", show_default=True, help="KV cache.")
+@click.option("--schedule", type=click.Choice(["auto", "graph"]), default="auto", show_default=True,
+              help="How launches are scheduled; auto is graph replay on every target.")  # fmt: skip
+@click.option("--toolchain", type=click.Choice(["auto", "hipcc", "zig"]), default="auto", show_default=True,
+              help="auto: hipcc of ROCm 6 or later, else ziglang.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace an existing package.")
+@click.option("--dump-dir", type=click.Path(path_type=Path), metavar="D",
+              help="Write every intermediate product: graphs, program, sources, assembly.")  # fmt: skip
+def command(
+    model: Path,
+    arch: str,
+    output: Path | None,
+    math: str,
+    ctx: int | None,
+    kv: str,
+    schedule: str,
+    toolchain: str,
+    force: bool,
+    dump_dir: Path | None,
+) -> None:
+    """Compile MODEL, a GGUF file, into a package for one chip.
+
+    \b
+    Example:
+      forgec compile model.gguf --arch gfx1100 -o build/model-gfx1100
+    """
+    destination = output or default_output(model, arch)
+    options = CompileOptions(math=math, context=ctx, kv_dtype=kv)
+    console = Console(stderr=True)
+    with _progress(console) as progress:
+        tasks = {}
+
+        def report(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = progress.add_task(step, total=total)
+            progress.update(tasks[step], completed=done, total=total)
+
+        compiled = compile_model(
+            model,
+            arch,
+            destination,
+            options,
+            toolchain=toolchain,
+            force=force,
+            dump=dump_dir,
+            report=report,
+        )
+    click.echo(summary(compiled, destination))
+
+
+def default_output(model: Path, arch: str) -> Path:
+    """build/<model name>-<target>; the shard number of a first shard is dropped."""
+    stem = re.sub(r"-00001-of-\d{5}$", "", model.name.removesuffix(".gguf"))
+    return Path("build") / f"{stem}-{arch}"
+
+
+def summary(compiled: Compiled, destination: Path) -> str:
+    """What was written, where its memory goes, and how long it took."""
+    program = compiled.program
+    cached = sum(code.cached for code in compiled.objects)
+    seconds = sum(compiled.seconds.values())
+    return "\n".join(
+        (
+            f"{destination}: {program.spec.name} ({program.spec.architecture}) for {program.target.name}",
+            f"  {len(program.kernels)} kernels ({cached} of {len(compiled.objects)} objects from the cache), "
+            f"{len(program.sequences['decode'])} launches a token, math {program.math}",
+            f"  memory {memory_text(program)}",
+            f"  compiled in {seconds:.2f} s ({compiled.objects[0].compiler})",
+            f'  try: python {destination} "Once upon a time"',
+        )
+    )
+
+
+def memory_text(program: Program) -> str:
+    """Bytes of every buffer that matters: "weights 98.1 MiB + kv …"."""
+    shown = {
+        "weights": "weights",
+        "kv": f"KV cache ({program.context} tokens, {program.kv_dtype})",
+        "arena": "arena",
+    }
+    parts = [f"{text} {program.buffer(name).bytes / 2**20:.1f} MiB" for name, text in shown.items()]
+    total = f"{program.device_bytes / 2**20:.1f} MiB"
+    if program.target.wave == 1:
+        return f"{total}: {', '.join(parts)}"
+    return f"{total} of the target's {program.target.memory_bytes / 2**30:.0f} GiB: {', '.join(parts)}"
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description:>8}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
+    return Progress(
+        *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
+    )

@@ -1,0 +1,62 @@
+"""Load a compiled package into this process, through the package's own runtime.
+
+forgec has no runtime of its own: ``bench``, ``golden`` and the tests use the code that users run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from forgec.errors import PackageError
+
+__all__ = ["import_package", "package_path", "read_manifest"]
+
+
+def package_path(path: Path) -> Path:
+    """``path`` if it is a package's folder; PackageError otherwise."""
+    if not path.exists():
+        raise PackageError(f"package '{path}' does not exist", "Make one with 'forgec compile'.")
+    if not (path / "manifest.json").is_file():
+        raise PackageError(
+            f"'{path}' is not a package: it has no manifest.json", "Make one with 'forgec compile'."
+        )
+    return path
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The package's manifest as JSON data; PackageError when it is not JSON."""
+    file = package_path(path) / "manifest.json"
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PackageError(f"'{file}' cannot be read: {error}", "Compile the package again.") from error
+    if not isinstance(manifest, dict):
+        raise PackageError(f"'{file}' is no manifest", "Compile the package again.")
+    return manifest
+
+
+def import_package(path: Path) -> ModuleType:
+    """The package as a Python module, whatever characters its folder's name has."""
+    folder = package_path(path).resolve()
+    name = f"forgec_package_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    if spec is None or spec.loader is None:
+        raise PackageError(f"package '{path}' has no __init__.py", "Compile the package again.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (OSError, ImportError, SyntaxError) as error:
+        del sys.modules[name]
+        raise PackageError(f"package '{path}' cannot be imported: {error}", "Compile it again.") from error
+    return module
