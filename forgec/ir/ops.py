@@ -1,0 +1,400 @@
+"""All operations on one page: what a model's graph is made of.
+
+Each op is a frozen dataclass whose fields are its compile-time parameters; its docstring gives the equation,
+the shapes and the source. The ops hold no tensors and compute nothing: shapes are inferred in ``shapes``,
+the numerical meaning lives in ``forgec.reference``.
+
+Shapes use ``rows`` for the tokens of the current step and ``context`` for the cached positions. Row r of a
+step lies at position p + r, where p is the step's first position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+__all__ = [
+    "QK",
+    "Add",
+    "Attention",
+    "Embedding",
+    "Epilogue",
+    "FusedLinear",
+    "KVAppend",
+    "Linear",
+    "LinearInputs",
+    "Mask",
+    "Mul",
+    "NoPrologue",
+    "Op",
+    "Prologue",
+    "RMSNorm",
+    "RMSNormPrologue",
+    "Residual",
+    "Rope",
+    "RopeKV",
+    "Sample",
+    "Scale",
+    "SelectRow",
+    "SiLU",
+    "Softmax",
+    "Store",
+    "SwiGLU",
+    "WeightedV",
+]
+
+
+@dataclass(frozen=True)
+class Op:
+    """Base of all ops.
+
+    ``input_names`` are the roles of the inputs in order, a last one with "?" is optional; ``output_names``
+    those of the outputs. ``commutative`` ops have two inputs that may change places.
+    """
+
+    commutative: ClassVar[bool] = False
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("x",)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return ("y",)
+
+
+# ------------------------------------------------------------ from the model
+
+
+@dataclass(frozen=True)
+class Embedding(Op):
+    """y[r] = scale * weight[tokens[r]]
+
+    tokens i32[rows], weight [vocabulary, E] -> f32[rows, E]. ``scale`` is 1 for llama, sqrt(E) for gemma.
+    """
+
+    scale: float = 1.0
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("tokens", "weight")
+
+
+@dataclass(frozen=True)
+class RMSNorm(Op):
+    """y[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight
+
+    x f32[n, E], weight f32[E] -> f32[n, E]. Source: arXiv:1910.07467.
+    """
+
+    eps: float
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("x", "weight")
+
+
+@dataclass(frozen=True)
+class Linear(Op):
+    """y[r, o] = sum_i x[r, i] * weight[o, i] (+ bias[o])
+
+    x f32[n, in], weight [out, in], bias f32[out] -> f32[n, out].
+    """
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("x", "weight", "bias?")
+
+
+@dataclass(frozen=True)
+class Rope(Op):
+    """Rotary position embedding: turns each pair (a, b) of a head by the angle of its position.
+
+    y_a = a cos - b sin, y_b = a sin + b cos, with (cos, sin) = table[p + r, i] for pair i. ``interleaved``
+    pairs elements (2i, 2i+1), otherwise (i, i + dims/2); elements from ``dims`` on pass unchanged.
+    x f32[rows, heads*head_length], table f32[context, dims/2, 2] -> like x. Source: arXiv:2104.09864.
+    """
+
+    heads: int
+    head_length: int
+    dims: int
+    interleaved: bool
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("x", "rope_table")
+
+
+@dataclass(frozen=True)
+class KVAppend(Op):
+    """k_cache'[h, p + r] = k[r, h], v_cache'[h, p + r] = v[r, h]; earlier positions stay.
+
+    k, v f32[rows, kv_heads*head_length], caches f32[kv_heads, context, head_length] -> both caches.
+    The outputs are the next versions of the same storage.
+    """
+
+    kv_heads: int
+    head_length: int
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("k", "v", "k_cache", "v_cache")
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return ("k_cache'", "v_cache'")
+
+
+@dataclass(frozen=True)
+class QK(Op):
+    """scores[h, r, j] = sum_i q[r, h, i] * k_cache[h // (heads/kv_heads), j, i]
+
+    q f32[rows, heads*head_length], k_cache f32[kv_heads, context, head_length] -> f32[heads, rows, context].
+    Several query heads share one KV head (grouped-query attention, arXiv:2305.13245).
+    """
+
+    heads: int
+    kv_heads: int
+    head_length: int
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("q", "k_cache")
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return ("scores",)
+
+
+@dataclass(frozen=True)
+class Scale(Op):
+    """y = factor * x, any shape. Attention's factor is 1/sqrt(head_length)."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Mask(Op):
+    """y[h, r, j] = x[h, r, j] where position j may be seen from position p + r, else -inf.
+
+    ``causal`` hides j > p + r; ``window`` w also hides j <= p + r - w. f32[heads, rows, context] -> same.
+    """
+
+    causal: bool
+    window: int | None = None
+
+
+@dataclass(frozen=True)
+class Softmax(Op):
+    """y = exp(x - max x) / sum exp(x - max x) over the last axis; a row of nothing but -inf gives zeros."""
+
+
+@dataclass(frozen=True)
+class WeightedV(Op):
+    """y[r, h] = sum_j weights[h, r, j] * v_cache[h // (heads/kv_heads), j]
+
+    weights f32[heads, rows, context], v_cache f32[kv_heads, context, head_length]
+    -> f32[rows, heads*head_length].
+    """
+
+    heads: int
+    kv_heads: int
+    head_length: int
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("weights", "v_cache")
+
+
+@dataclass(frozen=True)
+class Add(Op):
+    """y = a + b, equal shapes."""
+
+    commutative: ClassVar[bool] = True
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("a", "b")
+
+
+@dataclass(frozen=True)
+class Mul(Op):
+    """y = a * b, equal shapes."""
+
+    commutative: ClassVar[bool] = True
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("a", "b")
+
+
+@dataclass(frozen=True)
+class SiLU(Op):
+    """y = x / (1 + exp(-x)), any shape. Source: arXiv:1702.03118."""
+
+
+@dataclass(frozen=True)
+class SelectRow(Op):
+    """y = x[row], where row is a word of the device's state: the row whose logits are wanted.
+
+    x f32[rows, E] -> f32[1, E].
+    """
+
+
+@dataclass(frozen=True)
+class Sample(Op):
+    """token = one draw from softmax(logits) under the sampler settings of the device's state.
+
+    logits f32[1, vocabulary] -> i32[1]. Temperature, then top-k, then top-p; temperature 0 takes the lowest
+    index among the largest logits.
+    """
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("logits",)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return ("token",)
+
+
+# -------------------------------------------------------- made by the passes
+
+
+@dataclass(frozen=True)
+class Attention(Op):
+    """Scale, mask, softmax and both products in one, never storing the scores (FlashAttention form).
+
+    y[r, h] = sum_j softmax_j(scale * q[r, h] . k_cache[g, j]) * v_cache[g, j], g = h // (heads/kv_heads),
+    over j <= p + r if ``causal``, else over all cached j.
+    q f32[rows, heads*head_length], caches f32[kv_heads, context, head_length] -> like q.
+    Source: arXiv:2205.14135.
+    """
+
+    heads: int
+    kv_heads: int
+    head_length: int
+    scale: float
+    causal: bool
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("q", "k_cache", "v_cache")
+
+
+@dataclass(frozen=True)
+class Prologue:
+    """What a FusedLinear does to x before the products."""
+
+
+@dataclass(frozen=True)
+class NoPrologue(Prologue):
+    """x as it is."""
+
+
+@dataclass(frozen=True)
+class RMSNormPrologue(Prologue):
+    """x' = RMSNorm(eps)(x, norm_weight)."""
+
+    eps: float
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What a FusedLinear does with the products y_s = x' . weight_s^T (+ bias_s) of its segments s."""
+
+
+@dataclass(frozen=True)
+class Store(Epilogue):
+    """Output: the products side by side, f32[n, sum of the segments' rows]."""
+
+
+@dataclass(frozen=True)
+class Residual(Epilogue):
+    """Output: residual + y_0, f32[n, out]. One segment."""
+
+
+@dataclass(frozen=True)
+class SwiGLU(Epilogue):
+    """Output: SiLU(y_0) * y_1, f32[n, out]. Two segments: gate, up. Source: arXiv:2002.05202."""
+
+
+@dataclass(frozen=True)
+class RopeKV(Epilogue):
+    """Outputs: q = Rope(y_0), and the caches with k = Rope(y_1) and v = y_2 appended.
+
+    Three segments: q of heads*head_length rows, k and v of kv_heads*head_length. Fields as in Rope, KVAppend.
+    """
+
+    heads: int
+    kv_heads: int
+    head_length: int
+    dims: int
+    interleaved: bool
+
+
+@dataclass(frozen=True)
+class LinearInputs:
+    """The inputs of a FusedLinear by role; the names of values, None or empty where the op has none."""
+
+    x: str
+    norm_weight: str | None
+    weights: tuple[str, ...]
+    biases: tuple[str, ...]
+    residual: str | None
+    rope_table: str | None
+    k_cache: str | None
+    v_cache: str | None
+
+
+@dataclass(frozen=True)
+class FusedLinear(Op):
+    """Products of one x with several matrices, with what comes just before and just after them.
+
+    epilogue(prologue(x) . weight_s^T + bias_s for each segment s). Inputs in order: x f32[n, in],
+    [norm_weight f32[in]], a weight [out_s, in] per segment, [a bias f32[out_s] per segment if ``bias``],
+    [residual f32[n, out] for Residual], [rope_table, k_cache, v_cache for RopeKV]. One output, or
+    (q, k_cache', v_cache') for RopeKV.
+    """
+
+    prologue: Prologue
+    epilogue: Epilogue
+    segments: int
+    bias: bool
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        numbers = range(self.segments)
+        names = ["x"]
+        if isinstance(self.prologue, RMSNormPrologue):
+            names.append("norm_weight")
+        names += [f"weight{s}" for s in numbers]
+        if self.bias:
+            names += [f"bias{s}" for s in numbers]
+        if isinstance(self.epilogue, Residual):
+            names.append("residual")
+        if isinstance(self.epilogue, RopeKV):
+            names += ["rope_table", "k_cache", "v_cache"]
+        return tuple(names)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        if isinstance(self.epilogue, RopeKV):
+            return ("q", "k_cache'", "v_cache'")
+        return ("y",)
+
+    def by_role(self, inputs: Sequence[str]) -> LinearInputs:
+        """Sort a node's ``inputs`` by role; their number must be that of ``input_names``."""
+        roles = dict(zip(self.input_names, inputs, strict=True))
+        numbers = range(self.segments)
+        return LinearInputs(
+            x=roles["x"],
+            norm_weight=roles.get("norm_weight"),
+            weights=tuple(roles[f"weight{s}"] for s in numbers),
+            biases=tuple(roles[f"bias{s}"] for s in numbers) if self.bias else (),
+            residual=roles.get("residual"),
+            rope_table=roles.get("rope_table"),
+            k_cache=roles.get("k_cache"),
+            v_cache=roles.get("v_cache"),
+        )

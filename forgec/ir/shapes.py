@@ -1,0 +1,287 @@
+"""The types that an op's outputs must have, from the types of its inputs.
+
+An op and its input values go in, one (shape, dtype) per output comes out, and a ``VerifyError`` that names
+the node, what was expected and what was found where the inputs do not fit. The importers use it to declare
+values, the verifier to check them; it never looks at the graph around the node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import singledispatch
+
+from forgec.errors import VerifyError
+from forgec.frontend.quant import QUANT_BY_NAME
+from forgec.ir import ops
+from forgec.ir.graph import Shape, Value
+
+__all__ = ["EXECUTABLE_TYPES", "Type", "infer"]
+
+Type = tuple[Shape, str]
+
+#: Weight types with kernels.
+EXECUTABLE_TYPES = ("f32", "f16", "bf16", "q4_0", "q4_1", "q8_0")
+
+
+def infer(node: str, op: ops.Op, inputs: Sequence[Value]) -> tuple[Type, ...]:
+    """The (shape, dtype) of every output of ``op``, in order; ``node`` is the name for messages.
+
+    Raises VerifyError for a wrong number, shape or dtype of inputs.
+    """
+    names = op.input_names
+    optional = len(names) > 0 and names[-1].endswith("?")
+    least = len(names) - optional
+    if not least <= len(inputs) <= len(names):
+        expected = f"{least} or {len(names)}" if optional else f"{least}"
+        raise VerifyError(
+            f"node '{node}': {type(op).__name__} takes {expected} inputs ({', '.join(names)}), "
+            f"found {len(inputs)}"
+        )
+    return _infer(op, _Check(node), tuple(inputs))
+
+
+class _Check:
+    """The comparisons that the rules below are made of; each raises with the node's name."""
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+
+    def fail(self, what: str, expected: object, found: object) -> VerifyError:
+        return VerifyError(f"node '{self.node}': expected {what} {expected}, found {found}")
+
+    def shape(self, role: str, value: Value, *expected: int | str) -> None:
+        if value.shape != expected:
+            raise self.fail(f"{role} '{value.name}' of shape", _text(expected), _text(value.shape))
+
+    def rank(self, role: str, value: Value, rank: int) -> None:
+        if len(value.shape) != rank:
+            raise self.fail(f"{role} '{value.name}' with", f"{rank} dimensions", _text(value.shape))
+
+    def dtype(self, role: str, value: Value, expected: str) -> None:
+        if value.dtype != expected:
+            raise self.fail(f"{role} '{value.name}' of type", expected, value.dtype)
+
+    def f32(self, role: str, value: Value, *shape: int | str) -> None:
+        self.dtype(role, value, "f32")
+        if shape:
+            self.shape(role, value, *shape)
+
+    def matrix(self, role: str, value: Value) -> tuple[int, int]:
+        """A weight of any executable type and two numeric extents, which are returned: (rows, cols)."""
+        if value.kind != "weight":
+            raise self.fail(f"{role} '{value.name}' of kind", "weight", value.kind)
+        if value.dtype not in EXECUTABLE_TYPES:
+            raise self.fail(f"{role} '{value.name}' of type", "/".join(EXECUTABLE_TYPES), value.dtype)
+        self.rank(role, value, 2)
+        rows, cols = value.shape
+        if not isinstance(rows, int) or not isinstance(cols, int):
+            raise self.fail(f"{role} '{value.name}' with", "numeric extents", _text(value.shape))
+        block = QUANT_BY_NAME[value.dtype.upper()].block
+        if cols % block:
+            raise self.fail(f"{role} '{value.name}' with rows of", f"whole blocks of {block}", cols)
+        return rows, cols
+
+    def state(self, role: str, value: Value, *shape: int | str) -> None:
+        if value.kind != "state":
+            raise self.fail(f"{role} '{value.name}' of kind", "state", value.kind)
+        self.f32(role, value, *shape)
+
+    def attention_heads(self, heads: int, kv_heads: int) -> None:
+        if kv_heads < 1 or heads % kv_heads:
+            raise self.fail("heads that are", f"a multiple of the {kv_heads} KV heads", heads)
+
+
+def _text(shape: Sequence[int | str]) -> str:
+    return f"[{', '.join(str(extent) for extent in shape)}]"
+
+
+@singledispatch
+def _infer(op: ops.Op, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
+    raise VerifyError(f"node '{check.node}': op '{type(op).__name__}' has no shape rule")
+
+
+@_infer.register
+def _(op: ops.Embedding, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
+    tokens, weight = inputs
+    check.dtype("tokens", tokens, "i32")
+    check.rank("tokens", tokens, 1)
+    _, length = check.matrix("weight", weight)
+    return (((tokens.shape[0], length), "f32"),)
+
+
+@_infer.register
+def _(op: ops.RMSNorm, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
+    x, weight = inputs
+    check.f32("x", x)
+    check.rank("x", x, 2)
+    check.f32("weight", weight, x.shape[-1])
+    return ((x.shape, "f32"),)
+
+
+@_infer.register
+def _(op: ops.Linear, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
+    x, weight = inputs[:2]
+    rows, cols = check.matrix("weight", weight)
+    check.f32("x", x)
+    check.rank("x", x, 2)
+    check.shape("x", x, x.shape[0], cols)
+    if len(inputs) == 3:
+        check.f32("bias", inputs[2], rows)
+    return (((x.shape[0], rows), "f32"),)
+
+
+@_infer.register
+def _(op: ops.Rope, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
+    x, table = inputs
+    check.f32("x", x, "rows", op.heads * op.head_length)
+    _rope_table(check, table, op.dims, op.head_length)
+    return ((x.shape, "f32"),)
+
+
+def _rope_table(check: _Check, table: Value, dims: int, head_length: int) -> None:
+    if dims % 2 or not 0 < dims <= head_length:
+        raise check.fail("RoPE dims that are", f"even and from 2 to {head_length}", dims)
+    check.f32("rope_table", table, "context", dims // 2, 2)
+
+
+@_infer.register
+def _(op: ops.KVAppend, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
+    k, v, k_cache, v_cache = inputs
+    check.f32("k", k, "rows", op.kv_heads * op.head_length)
+    check.f32("v", v, "rows", op.kv_heads * op.head_length)
+    return _caches(check, k_cache, v_cache, op.kv_heads, op.head_length)
+
+
+def _caches(check: _Check, k_cache: Value, v_cache: Value, kv_heads: int, length: int) -> tuple[Type, ...]:
+    for role, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        check.state(role, cache, kv_heads, "context", length)
+    return ((k_cache.shape, "f32"), (v_cache.shape, "f32"))
+
+
+@_infer.register
+def _(op: ops.QK, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
+    q, k_cache = inputs
+    check.attention_heads(op.heads, op.kv_heads)
+    check.f32("q", q, "rows", op.heads * op.head_length)
+    check.state("k_cache", k_cache, op.kv_heads, "context", op.head_length)
+    return (((op.heads, "rows", "context"), "f32"),)
+
+
+@_infer.register(ops.Scale)
+@_infer.register(ops.SiLU)
+@_infer.register(ops.Softmax)
+def _(op: ops.Op, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
+    check.f32("x", inputs[0])
+    return ((inputs[0].shape, "f32"),)
+
+
+@_infer.register
+def _(op: ops.Mask, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
+    (scores,) = inputs
+    check.f32("x", scores)
+    check.rank("x", scores, 3)
+    check.shape("x", scores, scores.shape[0], "rows", "context")
+    if op.window is not None and op.window < 1:
+        raise check.fail("a window of", "at least 1", op.window)
+    return ((scores.shape, "f32"),)
+
+
+@_infer.register
+def _(op: ops.WeightedV, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
+    weights, v_cache = inputs
+    check.attention_heads(op.heads, op.kv_heads)
+    check.f32("weights", weights, op.heads, "rows", "context")
+    check.state("v_cache", v_cache, op.kv_heads, "context", op.head_length)
+    return ((("rows", op.heads * op.head_length), "f32"),)
+
+
+@_infer.register(ops.Add)
+@_infer.register(ops.Mul)
+def _(op: ops.Op, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
+    a, b = inputs
+    check.f32("a", a)
+    check.f32("b", b, *a.shape)
+    return ((a.shape, "f32"),)
+
+
+@_infer.register
+def _(op: ops.SelectRow, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
+    (x,) = inputs
+    check.f32("x", x)
+    check.rank("x", x, 2)
+    check.shape("x", x, "rows", x.shape[1])
+    return (((1, x.shape[1]), "f32"),)
+
+
+@_infer.register
+def _(op: ops.Sample, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
+    (logits,) = inputs
+    check.f32("logits", logits)
+    check.rank("logits", logits, 2)
+    check.shape("logits", logits, 1, logits.shape[1])
+    return (((1,), "i32"),)
+
+
+@_infer.register
+def _(op: ops.Attention, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
+    q, k_cache, v_cache = inputs
+    check.attention_heads(op.heads, op.kv_heads)
+    check.f32("q", q, "rows", op.heads * op.head_length)
+    _caches(check, k_cache, v_cache, op.kv_heads, op.head_length)
+    return ((q.shape, "f32"),)
+
+
+_SEGMENTS: dict[type[ops.Epilogue], int] = {ops.Residual: 1, ops.SwiGLU: 2, ops.RopeKV: 3}
+
+
+@_infer.register
+def _(op: ops.FusedLinear, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
+    wanted = _SEGMENTS.get(type(op.epilogue), max(op.segments, 1))
+    if op.segments != wanted:
+        raise check.fail(f"{type(op.epilogue).__name__} with", f"{wanted} segments", op.segments)
+    roles = dict(zip(op.input_names, inputs, strict=True))
+    x = roles["x"]
+    check.f32("x", x)
+    check.rank("x", x, 2)
+    lengths = []
+    for segment in range(op.segments):
+        weight = roles[f"weight{segment}"]
+        length, cols = check.matrix(f"weight{segment}", weight)
+        check.shape("x", x, x.shape[0], cols)
+        if op.bias:
+            check.f32(f"bias{segment}", roles[f"bias{segment}"], length)
+        lengths.append(length)
+    if "norm_weight" in roles:
+        check.f32("norm_weight", roles["norm_weight"], x.shape[1])
+    return _epilogue(op.epilogue, check, roles, lengths)
+
+
+def _epilogue(
+    epilogue: ops.Epilogue, check: _Check, roles: dict[str, Value], lengths: list[int]
+) -> tuple[Type, ...]:
+    """The outputs of a FusedLinear whose segments have ``lengths`` rows."""
+    rows = roles["x"].shape[0]
+    if isinstance(epilogue, ops.Residual):
+        check.f32("residual", roles["residual"], rows, lengths[0])
+    if isinstance(epilogue, ops.SwiGLU):
+        if lengths[0] != lengths[1]:
+            raise check.fail("gate and up of", "equal length", f"{lengths[0]} and {lengths[1]}")
+        return (((rows, lengths[0]), "f32"),)
+    if isinstance(epilogue, ops.RopeKV):
+        return _rope_kv(epilogue, check, roles, lengths)
+    return (((rows, sum(lengths)), "f32"),)
+
+
+def _rope_kv(
+    epilogue: ops.RopeKV, check: _Check, roles: dict[str, Value], lengths: list[int]
+) -> tuple[Type, ...]:
+    check.attention_heads(epilogue.heads, epilogue.kv_heads)
+    expected = [
+        heads * epilogue.head_length for heads in (epilogue.heads, epilogue.kv_heads, epilogue.kv_heads)
+    ]
+    if lengths != expected:
+        raise check.fail("q, k and v of length", expected, lengths)
+    check.shape("x", roles["x"], "rows", roles["x"].shape[1])
+    _rope_table(check, roles["rope_table"], epilogue.dims, epilogue.head_length)
+    caches = _caches(check, roles["k_cache"], roles["v_cache"], epilogue.kv_heads, epilogue.head_length)
+    return ((("rows", lengths[0]), "f32"), *caches)

@@ -1,0 +1,55 @@
+"""Fuses the gate and up projections with the activation between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from forgec.ir.ops import FusedLinear, Linear, Mul, NoPrologue, SiLU, SwiGLU
+from forgec.passes.match import Fusion, FusionPass, Match, Step
+
+__all__ = ["FuseSwiGLU"]
+
+
+def _gate_up(match: Match) -> FusedLinear:
+    return FusedLinear(NoPrologue(), SwiGLU(), segments=2, bias=match.has("?gate_bias"))
+
+
+def _both_or_no_bias(match: Match) -> bool:
+    return match.has("?gate_bias") == match.has("?up_bias")
+
+
+_TABLE = (
+    Fusion(
+        pattern=(
+            Step("silu", SiLU, ("gate",)),
+            Step("gate", Linear, ("x", "gate_weight", "?gate_bias")),
+            Step("mul", Mul, ("silu", "up")),
+            Step("up", Linear, ("x", "up_weight", "?up_bias")),
+        ),
+        inputs=("x", "gate_weight", "up_weight", "?gate_bias", "?up_bias"),
+        results=("mul",),
+        op=_gate_up,
+        guard=_both_or_no_bias,
+        node="ffn_gate_up",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class FuseSwiGLU(FusionPass):
+    """One kernel reads x once for both matrices and writes their gated product.
+
+    before::
+
+        x -> Linear -> SiLU -> Mul -> y
+        x -> Linear -----------^
+
+    after::
+
+        x -> FusedLinear[none, swiglu] -> y
+
+    Not where gate and up read different values, or the ungated product has another use.
+    """
+
+    name: str = "fuse-swiglu"
+    table: tuple[Fusion, ...] = _TABLE

@@ -1,0 +1,37 @@
+"""The passes of every compilation, in order.
+
+An imported graph and a target go in, the graph that the planner reads comes out: per layer one FusedLinear
+with norm and RoPE, attention, one with the residual, one with norm and SwiGLU, one with the residual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from forgec.ir.graph import Graph
+from forgec.passes.choose_layout import ChooseLayout
+from forgec.passes.dead_code import DeadCode
+from forgec.passes.fuse_attention import FuseAttention
+from forgec.passes.fuse_norm import FuseNorm
+from forgec.passes.fuse_qkv import FuseQKV
+from forgec.passes.fuse_residual import FuseResidual
+from forgec.passes.fuse_swiglu import FuseSwiGLU
+from forgec.passes.manager import Pass, PassResult, run_passes
+from forgec.targets.base import Target
+
+__all__ = ["PIPELINE", "optimise"]
+
+PIPELINE: tuple[Pass, ...] = (
+    FuseAttention(),
+    FuseQKV(),
+    FuseSwiGLU(),
+    FuseResidual(),
+    FuseNorm(),  # last of the fusions: only then has the norm before q, k and v a single user
+    DeadCode(),
+    ChooseLayout(),  # after all that removes users of weights
+)
+
+
+def optimise(graph: Graph, target: Target, after: Callable[[PassResult], None] | None = None) -> Graph:
+    """Run the whole pipeline; see ``run_passes``."""
+    return run_passes(graph, target, PIPELINE, after)

@@ -1,0 +1,193 @@
+"""The NumPy meaning of every op.
+
+Arrays of one float type and the facts of the step go in, the arrays of the outputs come out. Fused ops are
+the composition of what they replace; nothing is ever modified in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from forgec.errors import VerifyError
+from forgec.ir import ops
+from forgec.reference.sampling import SamplerSettings, sample
+
+__all__ = ["Array", "Step", "evaluate"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """The facts of one step: ``position`` of its first row, the ``row`` that SelectRow takes, the sampler and
+    how many tokens it has sampled before (``index``)."""
+
+    position: int = 0
+    row: int = 0
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    index: int = 0
+
+
+def evaluate(op: ops.Op, inputs: Sequence[Array], step: Step) -> tuple[Array, ...]:
+    """The outputs of ``op`` in order; the caches as inputs hold the positions before the step."""
+    return _evaluate(op, step, *inputs)
+
+
+@singledispatch
+def _evaluate(op: ops.Op, step: Step, *inputs: Array) -> tuple[Array, ...]:
+    raise VerifyError(f"op '{type(op).__name__}' has no reference implementation")
+
+
+@_evaluate.register
+def _(op: ops.Embedding, step: Step, tokens: Array, weight: Array) -> tuple[Array, ...]:
+    return (weight[tokens] * weight.dtype.type(op.scale),)
+
+
+@_evaluate.register
+def _(op: ops.RMSNorm, step: Step, x: Array, weight: Array) -> tuple[Array, ...]:
+    mean = np.mean(np.square(x), axis=-1, keepdims=True)
+    return (x / np.sqrt(mean + x.dtype.type(op.eps)) * weight,)
+
+
+@_evaluate.register
+def _(op: ops.Linear, step: Step, x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, ...]:
+    y = x @ weight.T
+    return (y if bias is None else y + bias,)
+
+
+@_evaluate.register
+def _(op: ops.Rope, step: Step, x: Array, table: Array) -> tuple[Array, ...]:
+    rows, half = len(x), op.dims // 2
+    turned = x.reshape(rows, op.heads, op.head_length).copy()
+    angles = table[step.position : step.position + rows, None, :]
+    cos, sin = angles[..., 0], angles[..., 1]
+    first = slice(0, op.dims, 2) if op.interleaved else slice(0, half)
+    second = slice(1, op.dims, 2) if op.interleaved else slice(half, op.dims)
+    a, b = turned[..., first].copy(), turned[..., second].copy()
+    turned[..., first] = a * cos - b * sin
+    turned[..., second] = a * sin + b * cos
+    return (turned.reshape(x.shape),)
+
+
+@_evaluate.register
+def _(op: ops.KVAppend, step: Step, k: Array, v: Array, k_cache: Array, v_cache: Array) -> tuple[Array, ...]:
+    def append(cache: Array, rows: Array) -> Array:
+        added = rows.reshape(len(rows), op.kv_heads, op.head_length).transpose(1, 0, 2)
+        return np.concatenate([cache[:, : step.position], added], axis=1)
+
+    return append(k_cache, k), append(v_cache, v)
+
+
+@_evaluate.register
+def _(op: ops.QK, step: Step, q: Array, k_cache: Array) -> tuple[Array, ...]:
+    grouped = q.reshape(len(q), op.kv_heads, op.heads // op.kv_heads, op.head_length)
+    scores = np.einsum("rgni,gji->gnrj", grouped, k_cache, optimize=True)
+    return (scores.reshape(op.heads, len(q), k_cache.shape[1]),)
+
+
+@_evaluate.register
+def _(op: ops.Scale, step: Step, x: Array) -> tuple[Array, ...]:
+    return (x * x.dtype.type(op.factor),)
+
+
+@_evaluate.register
+def _(op: ops.Mask, step: Step, scores: Array) -> tuple[Array, ...]:
+    position = step.position + np.arange(scores.shape[1])[:, None]
+    key = np.arange(scores.shape[2])[None, :]
+    seen = np.ones((scores.shape[1], scores.shape[2]), bool)
+    if op.causal:
+        seen &= key <= position
+    if op.window is not None:
+        seen &= key > position - op.window
+    return (np.where(seen, scores, scores.dtype.type(-np.inf)),)
+
+
+@_evaluate.register
+def _(op: ops.Softmax, step: Step, x: Array) -> tuple[Array, ...]:
+    highest = np.max(x, axis=-1, keepdims=True)
+    # A row of nothing but -inf has no distribution: subtracting 0 keeps it at exp(-inf) = 0 and not at NaN.
+    exponentials = np.exp(x - np.where(np.isneginf(highest), x.dtype.type(0), highest))
+    total = np.sum(exponentials, axis=-1, keepdims=True)
+    return (exponentials / np.where(total == 0, x.dtype.type(1), total),)
+
+
+@_evaluate.register
+def _(op: ops.WeightedV, step: Step, weights: Array, v_cache: Array) -> tuple[Array, ...]:
+    heads, rows, context = weights.shape
+    grouped = weights.reshape(op.kv_heads, heads // op.kv_heads, rows, context)
+    mixed = np.einsum("gnrj,gji->rgni", grouped, v_cache, optimize=True)
+    return (mixed.reshape(rows, heads * op.head_length),)
+
+
+@_evaluate.register
+def _(op: ops.Add, step: Step, a: Array, b: Array) -> tuple[Array, ...]:
+    return (a + b,)
+
+
+@_evaluate.register
+def _(op: ops.Mul, step: Step, a: Array, b: Array) -> tuple[Array, ...]:
+    return (a * b,)
+
+
+@_evaluate.register
+def _(op: ops.SiLU, step: Step, x: Array) -> tuple[Array, ...]:
+    # x * sigmoid(x) with exp of negative numbers only, so that nothing overflows.
+    decay = np.exp(-np.abs(x))
+    return (x * np.where(x >= 0, 1 / (1 + decay), decay / (1 + decay)),)
+
+
+@_evaluate.register
+def _(op: ops.SelectRow, step: Step, x: Array) -> tuple[Array, ...]:
+    return (x[step.row : step.row + 1],)
+
+
+@_evaluate.register
+def _(op: ops.Sample, step: Step, logits: Array) -> tuple[Array, ...]:
+    return (np.array([sample(logits[0], step.sampler, step.index)], np.int32),)
+
+
+@_evaluate.register
+def _(op: ops.Attention, step: Step, q: Array, k_cache: Array, v_cache: Array) -> tuple[Array, ...]:
+    (scores,) = evaluate(ops.QK(op.heads, op.kv_heads, op.head_length), (q, k_cache), step)
+    for unary in (ops.Scale(op.scale), ops.Mask(op.causal), ops.Softmax()):
+        (scores,) = evaluate(unary, (scores,), step)
+    return evaluate(ops.WeightedV(op.heads, op.kv_heads, op.head_length), (scores, v_cache), step)
+
+
+@_evaluate.register
+def _(op: ops.FusedLinear, step: Step, *inputs: Array) -> tuple[Array, ...]:
+    roles = dict(zip(op.input_names, inputs, strict=True))
+    x = roles["x"]
+    if isinstance(op.prologue, ops.RMSNormPrologue):
+        (x,) = evaluate(ops.RMSNorm(op.prologue.eps), (x, roles["norm_weight"]), step)
+    products: list[Array] = []
+    for segment in range(op.segments):
+        bias = (roles[f"bias{segment}"],) if op.bias else ()
+        products += evaluate(ops.Linear(), (x, roles[f"weight{segment}"], *bias), step)
+    return _epilogue(op.epilogue, products, roles, step)
+
+
+def _epilogue(
+    epilogue: ops.Epilogue, products: list[Array], roles: dict[str, Array], step: Step
+) -> tuple[Array, ...]:
+    if isinstance(epilogue, ops.Residual):
+        return evaluate(ops.Add(), (roles["residual"], products[0]), step)
+    if isinstance(epilogue, ops.SwiGLU):
+        (gate,) = evaluate(ops.SiLU(), (products[0],), step)
+        return evaluate(ops.Mul(), (gate, products[1]), step)
+    if isinstance(epilogue, ops.RopeKV):
+        e = epilogue
+        table = roles["rope_table"]
+        (q,) = evaluate(ops.Rope(e.heads, e.head_length, e.dims, e.interleaved), (products[0], table), step)
+        (k,) = evaluate(
+            ops.Rope(e.kv_heads, e.head_length, e.dims, e.interleaved), (products[1], table), step
+        )
+        caches = (roles["k_cache"], roles["v_cache"])
+        return (q, *evaluate(ops.KVAppend(e.kv_heads, e.head_length), (k, products[2], *caches), step))
+    return (np.concatenate(products, axis=-1),)
