@@ -77,7 +77,7 @@ class _Build:
     runner: Runner
 
     def one(self, unit: Unit) -> CodeObject:
-        source = unit.name + source_suffix(self.target)
+        source = unit.name + source_suffix(unit, self.target)
         self._dump(source, unit.source)
         key = cache_key(unit, self.target, self.toolchain)
         compiled = self.cache.load(key) if self.cache is not None else None

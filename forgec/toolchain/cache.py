@@ -56,6 +56,7 @@ def cache_key(unit: Unit, target: Target, toolchain: Toolchain) -> str:
         "name": unit.name,
         "entries": unit.entries,
         "libc": unit.libc,
+        "language": unit.language,
         "target": target.name,
         "toolchain": toolchain.name,
         "version": toolchain.version,

@@ -17,7 +17,8 @@ __all__ = ["check_finished"]
 _LOCATED = re.compile(
     r"^(?P<file>[^\s:][^:\n]*):(?P<line>\d+):(?P<column>\d+): (?:fatal )?error: (?P<text>.*)$"
 )
-_UNDEFINED = re.compile(r"error: undefined symbol: (?P<symbol>.*)$")
+_UNDEFINED = re.compile(r"error: undefined (?:hidden |protected )?symbol: (?P<symbol>.*)$", re.MULTILINE)
+_SUMMARY = re.compile(r"^\d+ (?:errors?|warnings?)\b.* generated")
 _CRASH = re.compile(
     r"PLEASE submit a bug report|^Stack dump:|LLVM ERROR:|fatal error: error in backend", re.MULTILINE
 )
@@ -85,7 +86,7 @@ def _first_errors(stderr: str) -> str:
             seen += 1
             if seen > _SHOWN_ERRORS:
                 break
-        if seen:
+        if seen and not _SUMMARY.match(line):
             kept.append(line.rstrip())
     return "\n".join(kept[: _SHOWN_ERRORS * 4])
 

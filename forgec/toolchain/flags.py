@@ -10,25 +10,27 @@ __all__ = [
     "AMD_COMPILE",
     "AMD_LINK",
     "COMMON",
+    "CPLUSPLUS",
     "CPU_COMPILE",
     "CPU_LINK",
     "PTX_COMPILE",
+    "C",
 ]
 
 COMMON = (
-    "-std=c++17",
     "-O3",
     # Contraction and no errno, but no -ffast-math: attention masks need infinities and NaN must stay visible.
     "-ffp-contract=fast",
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fno-ident",
-    "-fno-exceptions",
-    "-fno-rtti",
     # A crash is reported as an error; clang's reproducer files would only be left behind.
     "-fno-crash-diagnostics",
     "-Wno-unused-command-line-argument",
 )
+
+CPLUSPLUS = ("-std=c++17", "-fno-exceptions", "-fno-rtti")
+C = ("-std=c17",)
 
 # Version 5 is the newest code object that ROCm 6 loads; clang 22 would write version 6.
 _CODE_OBJECT = "-mcode-object-version=5"
@@ -60,8 +62,6 @@ PTX_COMPILE = (
 )
 
 CPU_COMPILE = (
-    "-x",
-    "c++",
     "-fPIC",
     "-ffreestanding",
     "-fno-threadsafe-statics",

@@ -17,7 +17,7 @@ from pathlib import Path
 from forgec.errors import ToolchainError
 from forgec.targets import Target
 from forgec.toolchain.diagnostics import check_finished
-from forgec.toolchain.flags import AMD_ASSEMBLE, AMD_COMPILE, AMD_LINK, COMMON
+from forgec.toolchain.flags import AMD_ASSEMBLE, AMD_COMPILE, AMD_LINK, COMMON, CPLUSPLUS
 from forgec.toolchain.objects import Compiled, Unit, source_suffix
 from forgec.toolchain.process import Runner
 
@@ -60,7 +60,7 @@ class HipccToolchain:
     def compile(self, unit: Unit, target: Target, runner: Runner) -> Compiled:
         with tempfile.TemporaryDirectory(prefix="forgec-") as name:
             directory = Path(name)
-            source = unit.name + source_suffix(target)
+            source = unit.name + source_suffix(unit, target)
             (directory / source).write_text(unit.source, encoding="utf-8")
             flags = self._compile_flags(unit, target)
             command = (str(self.executable), *flags, "-S", source, "-o", "unit.s")
@@ -84,6 +84,7 @@ class HipccToolchain:
     def _compile_flags(self, unit: Unit, target: Target) -> tuple[str, ...]:
         return (
             *COMMON,
+            *CPLUSPLUS,
             "-nostdlibinc",
             "-nostdinc++",
             *AMD_COMPILE,

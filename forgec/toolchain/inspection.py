@@ -57,17 +57,19 @@ _LIBC_SYMBOLS = frozenset(
 
 @dataclass(frozen=True)
 class ExpectedKernel:
-    """What the plan asked for. ``args`` leaves out hidden arguments and compares offset, size and kind.
+    """What the plan asked for.
 
-    ``lds_bytes`` and ``max_threads`` are compared when given; scratch and spills must be within the two
-    limits.
+    ``args`` are ``(name, byte offset, bytes, is a pointer)`` without the compiler's hidden ones; names are
+    only for messages. ``threads`` (the block size the kernel declares) and ``lds_bytes`` must be met exactly
+    where they are given; LDS, scratch and spills must stay within their limits.
     """
 
     symbol: str
     wave: int
-    args: tuple[ArgInfo, ...]
+    args: tuple[tuple[str, int, int, bool], ...]
+    threads: int | None = None
     lds_bytes: int | None = None
-    max_threads: int | None = None
+    lds_limit: int | None = None
     scratch_limit: int = 0
     spill_limit: int = 0
 
@@ -117,8 +119,10 @@ def check_inspection(info: KernelInfo, expected: ExpectedKernel) -> None:
 def _resource_problems(info: KernelInfo, expected: ExpectedKernel) -> Iterator[str]:
     if expected.lds_bytes is not None and info.lds_bytes != expected.lds_bytes:
         yield f"{info.lds_bytes} bytes of LDS, expected {expected.lds_bytes}"
-    if expected.max_threads is not None and info.max_threads != expected.max_threads:
-        yield f"blocks of up to {info.max_threads} threads, expected {expected.max_threads}"
+    if expected.lds_limit is not None and info.lds_bytes > expected.lds_limit:
+        yield f"{info.lds_bytes} bytes of LDS, expected at most {expected.lds_limit}"
+    if expected.threads is not None and info.max_threads != expected.threads:
+        yield f"blocks of up to {info.max_threads} threads, expected {expected.threads}"
     if info.scratch_bytes > expected.scratch_limit:
         yield f"{info.scratch_bytes} bytes of scratch per lane, expected at most {expected.scratch_limit}"
     if info.vgpr_spills > expected.spill_limit:
@@ -133,10 +137,12 @@ def _argument_problems(info: KernelInfo, expected: ExpectedKernel) -> Iterator[s
         yield f"{len(args)} arguments, expected {len(expected.args)}"
         return
     for index, (arg, wanted) in enumerate(zip(args, expected.args, strict=True)):
-        if (arg.offset, arg.size, arg.kind) != (wanted.offset, wanted.size, wanted.kind):
+        name, offset, size, is_pointer = wanted
+        kind = "pointer" if is_pointer else "value"
+        if (arg.offset, arg.size, arg.kind) != (offset, size, kind):
             yield (
-                f"argument {index} '{wanted.name}' a {arg.kind} of {arg.size} bytes at {arg.offset}, "
-                f"expected a {wanted.kind} of {wanted.size} bytes at {wanted.offset}"
+                f"argument {index} '{name}' a {arg.kind} of {arg.size} bytes at {arg.offset}, "
+                f"expected a {kind} of {size} bytes at {offset}"
             )
 
 

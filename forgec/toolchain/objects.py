@@ -26,9 +26,11 @@ class Unit:
     ``name`` is also the file name in dumps, so it is letters, digits and ``_.+-``; ``entries`` are the
     symbols that must come out. ``libc`` (CPU only) allows the functions of the C library that a thread pool
     needs; without it only ``memcpy``, ``memmove``, ``memset`` and ``memcmp`` may stay undefined. ``flags``
-    are added to the compiler's, after all others.
+    are added to the compiler's, after all others. ``language`` is ``"c"`` for a CPU unit in C and empty
+    otherwise.
 
-    Raises: ToolchainError when the name is no plain file name or an entry is missing or repeated.
+    Raises: ToolchainError when the name is no plain file name, an entry is missing or repeated, or the
+    language is unknown.
     """
 
     name: str
@@ -36,12 +38,15 @@ class Unit:
     entries: tuple[str, ...]
     libc: bool = False
     flags: tuple[str, ...] = ()
+    language: str = ""
 
     def __post_init__(self) -> None:
         if not _SAFE_NAME.fullmatch(self.name):
             raise ToolchainError(f"unit name '{self.name}' is not a plain file name")
         if not self.entries or len(set(self.entries)) != len(self.entries):
             raise ToolchainError(f"unit '{self.name}' must name its kernels once each, found {self.entries}")
+        if self.language not in {"", "c"}:
+            raise ToolchainError(f"unit '{self.name}' has the unknown language '{self.language}'")
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,13 @@ class Toolchain(Protocol):
         ...
 
 
-def source_suffix(target: Target) -> str:
-    """The file ending that names the language of a unit's source: ``.hip``, ``.cu`` or ``.cpp``."""
+def source_suffix(unit: Unit, target: Target) -> str:
+    """The file ending that names the language of a unit's source: ``.hip``, ``.cu``, ``.cpp`` or ``.c``.
+
+    Raises: ToolchainError when a unit in C is meant for a GPU.
+    """
+    if unit.language == "c":
+        if target.driver != "cpu":
+            raise ToolchainError(f"unit '{unit.name}' is C, which does not compile for {target.name}")
+        return ".c"
     return {"hip": ".hip", "cuda": ".cu", "cpu": ".cpp"}[target.driver]

@@ -21,9 +21,11 @@ from forgec.toolchain.flags import (
     AMD_COMPILE,
     AMD_LINK,
     COMMON,
+    CPLUSPLUS,
     CPU_COMPILE,
     CPU_LINK,
     PTX_COMPILE,
+    C,
 )
 from forgec.toolchain.objects import Compiled, Unit, source_suffix
 from forgec.toolchain.process import Runner
@@ -59,7 +61,7 @@ class ZigToolchain:
         with tempfile.TemporaryDirectory(prefix="forgec-") as name:
             directory = Path(name)
             # Names relative to the working directory: no path of this machine can get into the output.
-            source = unit.name + source_suffix(target)
+            source = unit.name + source_suffix(unit, target)
             (directory / source).write_text(unit.source, encoding="utf-8")
             listing = "unit.ptx" if target.driver == "cuda" else "unit.s"
             command = (*self._clang(), *self._compile_flags(unit, target), "-S", source, "-o", listing)
@@ -101,8 +103,16 @@ class ZigToolchain:
         elif target.driver == "cuda":
             family = (*PTX_COMPILE, f"--cuda-gpu-arch={target.name}")
         else:
-            family = (*CPU_COMPILE, "-target", _CPU_TRIPLE, *target.cpu_flags)
-        return (*COMMON, "-nostdinc", *family, *unit.flags)
+            family = (
+                *CPU_COMPILE,
+                "-x",
+                "c" if unit.language == "c" else "c++",
+                "-target",
+                _CPU_TRIPLE,
+                *target.cpu_flags,
+            )
+        language = C if unit.language == "c" else CPLUSPLUS
+        return (*COMMON, *language, "-nostdinc", *family, *unit.flags)
 
 
 def find_zig(target: Target, runner: Runner) -> ZigToolchain | None:
