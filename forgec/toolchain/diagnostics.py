@@ -22,6 +22,7 @@ _SUMMARY = re.compile(r"^\d+ (?:errors?|warnings?)\b.* generated")
 _CRASH = re.compile(
     r"PLEASE submit a bug report|^Stack dump:|LLVM ERROR:|fatal error: error in backend", re.MULTILINE
 )
+_CRASH_STEP = re.compile(r"\d+\.\s|LLVM ERROR:|fatal error:")
 _SHOWN_ERRORS = 3
 _SHOWN_LINES = 12
 
@@ -40,7 +41,7 @@ def check_finished(finished: Finished, what: str) -> None:
         return
     crash = _crash_reason(finished)
     if crash:
-        raise ToolchainError(f"{what} failed: {crash}", _excerpt(finished.stderr, _SHOWN_LINES))
+        raise ToolchainError(f"{what} failed: {crash}", _crash_excerpt(finished.stderr))
     undefined = _UNDEFINED.search(finished.stderr)
     if undefined:
         raise ToolchainError(
@@ -89,6 +90,13 @@ def _first_errors(stderr: str) -> str:
         if seen and not _SUMMARY.match(line):
             kept.append(line.rstrip())
     return "\n".join(kept[: _SHOWN_ERRORS * 4])
+
+
+def _crash_excerpt(stderr: str) -> str:
+    """What LLVM was doing: its fatal error and the numbered steps, without command line and addresses."""
+    lines = [line.strip() for line in stderr.splitlines()]
+    steps = [line for line in lines if _CRASH_STEP.match(line) and "Program arguments:" not in line]
+    return "\n".join(steps[:_SHOWN_LINES])
 
 
 def _excerpt(text: str, lines: int) -> str:

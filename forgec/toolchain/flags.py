@@ -47,7 +47,7 @@ AMD_COMPILE = (
     "-fhip-kernel-arg-name",
 )
 AMD_ASSEMBLE = ("-target", "amdgcn-amd-amdhsa", _CODE_OBJECT)
-AMD_LINK = ("-m", "elf64_amdgpu", "-shared", "--no-undefined", "--build-id=none")
+AMD_LINK = ("-shared", "--no-undefined", "--build-id=none")
 
 # PTX ISA 7.8 (CUDA 11.8, driver 520) is the oldest that knows sm_90; drivers accept any older version than
 # their own, so the same text runs on everything since. clang 22 would ask for 8.8, which needs driver 575.

@@ -66,7 +66,7 @@ def _require_hipcc(target: Target, runner: Runner) -> Toolchain:
     except ToolchainError as error:
         raise ToolchainError(
             f"'{executable}' ({toolchain.version}) does not compile for {target.name}: {error.message}",
-            "it may be older than the chip; use '--toolchain zig'",
+            f"it may be older than the chip; use '--toolchain zig'\n{error.hint}".rstrip(),
         ) from error
     return toolchain
 
