@@ -612,7 +612,7 @@ class TestTensors:
         whole = RawGGUF(tensors=[("a" * 40, (4,), 0, 0), ("b", (4,), 0, 32)]).header()
         path.write_bytes(whole[:-3])
         assert refusal(path) == (
-            "'m.gguf' ends inside the description of tensor 'b': 8 bytes expected at byte 129, 5 left",
+            "'m.gguf' ends inside the description of tensor 'b': 8 bytes expected at byte 121, 5 left",
             DAMAGED,
         )
 
