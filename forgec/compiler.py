@@ -16,7 +16,7 @@ from forgec.frontend.architectures import build_graph
 from forgec.frontend.gguf import GGUFFile, open_gguf
 from forgec.frontend.spec import ModelSpec, read_spec
 from forgec.frontend.tokenizer import TokenizerSpec, build_tokenizer
-from forgec.ir.printer import print_graph
+from forgec.ir.printer import format_graph
 from forgec.package.output import check_destination
 from forgec.package.writer import POOL, write_package
 from forgec.passes.manager import PassResult
@@ -48,7 +48,7 @@ def plan_model(
 
     def write(result: PassResult) -> None:
         if dump is not None:
-            _dump(dump, f"{result.index:02d}-{result.name}.txt", print_graph(result.graph))
+            _dump(dump, f"{result.index:02d}-{result.name}.txt", format_graph(result.graph))
 
     graph = optimise(build_graph(gguf, spec), target, write)
     program = lower(graph, target, options)

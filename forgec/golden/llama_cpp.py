@@ -82,9 +82,11 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-@LOG_CALLBACK
-def _silence(level: int, text: bytes, user: int) -> None:
+def _ignore(level: int, text: bytes, user: int) -> None:
     """llama.cpp's log goes nowhere."""
+
+
+_SILENCE = LOG_CALLBACK(_ignore)
 
 
 class LlamaCpp:
@@ -98,7 +100,7 @@ class LlamaCpp:
         self, path: Path, *, context: int, threads: int = 2, kv: str = "f16", flash: bool = False
     ) -> None:
         self._lib = _library()
-        self._lib.llama_log_set(_silence, None)
+        self._lib.llama_log_set(_SILENCE, None)
         self._context = None
         model_params = self._lib.llama_model_default_params()
         self._model = self._lib.llama_model_load_from_file(str(path).encode(), model_params)
@@ -159,7 +161,7 @@ class LlamaCpp:
         return np.ctypeslib.as_array(pointer, (self.vocab_size,)).copy()
 
     def greedy(self, prompt: Sequence[int], count: int) -> tuple[list[int], npt.NDArray[np.float32]]:
-        """``count`` greedy tokens after ``prompt``, never stopping, and the logits [count, vocab] behind them."""
+        """``count`` greedy tokens after ``prompt``, and the logits f32 [count, vocab] behind them."""
         self.reset()
         logits = [self.decode(prompt)[0]]
         tokens = [int(logits[0].argmax())]

@@ -17,9 +17,9 @@ class Prompt:
 
 
 _STORY = (
-    "The lighthouse keeper wrote in her journal every evening. On day {n} the wind came from the {wind}, the sea "
-    "was {sea}, and {ships} ships passed before dark. She noted the hour of each, trimmed the lamp, and went to "
-    "bed with the window open. "
+    "The lighthouse keeper wrote in her journal every evening. On day {n} the wind came from the {wind}, "
+    "the sea was {sea}, and {ships} ships passed before dark. She noted the hour of each, trimmed the lamp, "
+    "and went to bed with the window open. "
 )
 _WINDS = ("north", "east", "south", "west", "north-east", "south-west")
 _SEAS = ("calm", "rough", "grey and slow", "bright", "loud against the rocks")
@@ -40,7 +40,8 @@ PROMPTS: tuple[Prompt, ...] = (
     Prompt("story", "Once upon a time, in a village at the foot of a mountain, there lived a clockmaker who"),
     Prompt(
         "code",
-        'def fibonacci(n: int) -> int:\n    """Return the n-th Fibonacci number."""\n    if n < 2:\n        return n\n',
+        'def fibonacci(n: int) -> int:\n    """Return the n-th Fibonacci number."""\n'
+        "    if n < 2:\n        return n\n",
     ),
     Prompt(
         "non-ascii",

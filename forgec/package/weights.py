@@ -107,7 +107,7 @@ class _DigestingWriter:
             self.write(np.zeros(offset - self.at, np.uint8))
 
     def write(self, data: Bytes) -> None:
-        view = memoryview(data).cast("B")
+        view = memoryview(data.data).cast("B")
         while view:
             room = CHUNK_BYTES - self.at % CHUNK_BYTES
             piece = view[:room]
