@@ -50,6 +50,10 @@ def build_manifest(
             for name, launches in program.sequences.items()
         },
         "symbols": {name: _argument(ref) for name, ref in program.symbols.items()},
+        "traffic": {
+            "weight_bytes_per_token": program.weight_bytes_per_token,
+            "kv_bytes_per_position": program.kv_bytes_per_position,
+        },
         "state": dict(STATE_FIELDS),
         "weights": {
             "file": "weights.bin",

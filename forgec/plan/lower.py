@@ -70,7 +70,7 @@ def lower(graph: Graph, target: Target, options: CompileOptions) -> Program:
     """
     context = default_context(graph, options)
     options = replace(options, context=context, chunk=min(options.chunk, context))
-    tensors, weight_bytes = place_weights(graph)
+    tensors, weight_bytes = place_weights(graph, context)
     prompt = _timeline(graph, target, options, tensors, decode=False)
     token = _timeline(graph, target, options, tensors, decode=True)
     prompt_at, prompt_bytes = _plan(prompt)

@@ -115,6 +115,25 @@ class Program:
         return next(b for b in self.buffers if b.name == name)
 
     @property
+    def weight_bytes_per_token(self) -> int:
+        """Bytes of weights that one decode step reads; a table that is only looked up counts with one row."""
+        owner = {offset: t.name for t in self.tensors for offset, _ in t.planes}
+        looked_up, read = set[str](), set[str]()
+        for launch in self.sequences["decode"]:
+            for argument, arg in zip(launch.args, launch.kernel.args, strict=True):
+                if isinstance(argument, Ref) and argument.buffer == "weights":
+                    row = launch.kernel.stage == "embedding" or arg.name == "rope_table"
+                    (looked_up if row else read).add(owner[argument.offset])
+        sizes = {t.name: t for t in self.tensors}
+        whole = sum(sizes[name].bytes for name in read)
+        return whole + sum(sizes[name].bytes // sizes[name].rows for name in looked_up - read)
+
+    @property
+    def kv_bytes_per_position(self) -> int:
+        """Bytes of KV cache per token of context, over all layers."""
+        return self.buffer("kv").bytes // self.context
+
+    @property
     def device_bytes(self) -> int:
         """Bytes of device memory that a loaded package takes."""
         return sum(b.bytes for b in self.buffers)

@@ -18,23 +18,26 @@ __all__ = ["TENSOR_ALIGNMENT", "place_weights"]
 TENSOR_ALIGNMENT = 4096
 
 
-def place_weights(graph: Graph) -> tuple[dict[str, PackedTensor], int]:
-    """Packed tensor of every weight and constant value that the graph uses, in graph order, and the size."""
+def place_weights(graph: Graph, context: int) -> tuple[dict[str, PackedTensor], int]:
+    """Packed tensor of every weight and constant that the graph uses, in graph order, and the size in bytes.
+
+    ``context`` stands for the symbolic dimension of that name (the RoPE table has a row per position).
+    """
     placed: dict[str, PackedTensor] = {}
     at = 0
     for value in graph.values.values():
         if value.kind not in ("weight", "constant") or not graph.users(value.name):
             continue
-        tensor = _place(value, at)
+        tensor = _place(value, at, context)
         placed[value.name] = tensor
         last_offset, last_bytes = tensor.planes[-1]
         at = align(last_offset + last_bytes, TENSOR_ALIGNMENT)
     return placed, at
 
 
-def _place(value: Value, at: int) -> PackedTensor:
+def _place(value: Value, at: int, context: int) -> PackedTensor:
     """Lay the planes of one value out from byte ``at``."""
-    rows, cols = _matrix_shape(value)
+    rows, cols = _matrix_shape(value, context)
     if value.layout == "plain":
         sizes: tuple[int, ...] = (4 * rows * cols,)
     else:
@@ -46,10 +49,11 @@ def _place(value: Value, at: int) -> PackedTensor:
     return PackedTensor(value.name, value.tensor or "", value.dtype, value.layout, rows, cols, tuple(planes))
 
 
-def _matrix_shape(value: Value) -> tuple[int, int]:
+def _matrix_shape(value: Value, context: int) -> tuple[int, int]:
     """(rows, cols) of a weight; vectors are one row, higher ranks fold into the rows."""
     sizes = []
     for size in value.shape:
+        size = context if size == "context" else size
         if not isinstance(size, int):
             raise VerifyError(f"weight '{value.name}' has the symbolic dimension '{size}'")
         sizes.append(size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from forgec.errors import VerifyError
-from forgec.plan.layouts import slice_elements
+from forgec.plan.layouts import FORMATS, plane_count, slice_elements
 from forgec.plan.stages.base import KV_CTYPES, STATE, Arg, StageParams, planes_of
 
 __all__ = [
@@ -16,11 +16,18 @@ __all__ = [
     "MatmulParams",
     "MatvecParams",
     "NormParams",
+    "Operand",
     "QuantiseParams",
     "RopeFields",
     "RopeKVParams",
     "Segment",
 ]
+
+#: What an epilogue needs of ``templates/lib``.
+EPILOGUE_LIBRARIES = {"store": (), "residual": (), "swiglu": ("silu",), "rope_kv": ("rope",)}
+#: LDS that a row of float activations may take, and bytes of 32 of them (padded, with their sum).
+LDS_ACTIVATION_BYTES = 48 * 1024
+LDS_GROUP_BYTES = 36 * 4
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,23 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Operand:
+    """A segment as a template writes it: C expressions of its planes and bias, and its place in the output."""
+
+    index: int
+    format: str
+    rows: int
+    start: int  # first output row
+    plane0: str
+    plane1: str  # "nullptr" for formats of one plane
+    bias: str  # "" without one
+
+    def plus_bias(self, row: str) -> str:
+        """C text that adds the bias of a row, empty without a bias."""
+        return f" + {self.bias}[{row}]" if self.bias else ""
+
+
+@dataclass(frozen=True)
 class RopeFields:
     """What RoPE and the KV append need to know; part of the stages that carry that epilogue."""
 
@@ -146,6 +170,10 @@ class LinearParams(StageParams):
                 raise VerifyError(
                     f"stage '{self.stage}': {self.cols} columns do not divide into slices of {segment.format}"
                 )
+            if self.act == "q8" and FORMATS[segment.format].block == 1:
+                raise VerifyError(
+                    f"stage '{self.stage}': int8 activations need weights in blocks of 32, found {segment.format}"
+                )
         if self.epilogue == "swiglu" and (
             len(self.segments) != 2 or self.segments[0].rows != self.segments[1].rows
         ):
@@ -169,6 +197,27 @@ class LinearParams(StageParams):
     def row_starts(self) -> tuple[int, ...]:
         """First output row of each segment."""
         return tuple(sum(s.rows for s in self.segments[:i]) for i in range(len(self.segments)))
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Templates of ``templates/lib`` that the epilogue uses."""
+        return EPILOGUE_LIBRARIES[self.epilogue]
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """The segments with the names of their arguments."""
+        return tuple(
+            Operand(
+                i,
+                s.format,
+                s.rows,
+                start,
+                f"w{i}p0",
+                f"w{i}p1" if plane_count(s.format, self.layout) > 1 else "nullptr",
+                f"bias{i}" if self.bias else "",
+            )
+            for i, (s, start) in enumerate(zip(self.segments, self.row_starts, strict=True))
+        )
 
     @property
     def weight_args(self) -> tuple[Arg, ...]:
@@ -202,6 +251,13 @@ class MatvecParams(LinearParams):
     @property
     def stage(self) -> str:
         return "matvec"
+
+    @property
+    def activations(self) -> str:
+        """Where the row of activations is kept: ``templates/lib/activations/<name>``."""
+        if self.act == "q8":
+            return "q8"
+        return "lds" if -(-self.cols // 32) * LDS_GROUP_BYTES <= LDS_ACTIVATION_BYTES else "global"
 
     @property
     def title(self) -> str:
