@@ -1,0 +1,503 @@
+"""manifest.json as typed, checked values.
+
+In comes the folder of a package, out goes a frozen ``Manifest`` whose every launch is known to stay inside
+its buffers. Anything missing, unknown, mistyped or out of range is one PackageError that names the place;
+nothing is loaded, allocated or run here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .errors import PackageError
+
+__all__ = [
+    "FORMAT",
+    "SEQUENCES",
+    "STATE_FIELDS",
+    "Argument",
+    "BufferSpec",
+    "Kernel",
+    "KernelArgument",
+    "Launch",
+    "Manifest",
+    "Pointer",
+    "TargetSpec",
+    "WeightsSpec",
+    "load_manifest",
+    "parse_manifest",
+]
+
+FORMAT = 1
+SEQUENCES = ("prefill", "head", "sample", "decode")
+STATE_FIELDS = (
+    "rows",
+    "position",
+    "row",
+    "token",
+    "step",
+    "seed_lo",
+    "seed_hi",
+    "temperature",
+    "top_k",
+    "top_p",
+    "ring_mask",
+)
+
+_FILE = "manifest.json"
+_MAX_MANIFEST_BYTES = 256 << 20
+_HINT = "the package is damaged or was not written by forgec: compile the model again"
+_TOP = {
+    "format", "forgec", "model", "math", "kv", "target", "chunk", "ring", "buffers", "kernels", "sequences",
+    "symbols", "state", "weights", "tokenizer", "files",
+}  # fmt: skip
+_TOP_OPTIONAL = {"compiler", "schedule", "created", "report"}
+_KERNEL = {"symbol", "file", "block", "args", "kernarg_bytes", "sha256"}
+_KERNEL_OPTIONAL = {"lds_bytes", "vgprs", "sgprs", "scratch_bytes", "spills"}
+_MAX_BYTES = 1 << 48
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """An address: ``offset`` bytes into the buffer called ``buffer``."""
+
+    buffer: str
+    offset: int
+
+
+Argument = Pointer | int | float
+
+
+@dataclass(frozen=True)
+class BufferSpec:
+    """``init``: "file" (weights.bin), "zero", or "none" (contents do not matter)."""
+
+    name: str
+    bytes: int
+    init: str
+
+
+@dataclass(frozen=True)
+class KernelArgument:
+    """Place of one argument in the packed buffer, in bytes; ``kind`` is "pointer" or "value"."""
+
+    name: str
+    offset: int
+    size: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One entry point of one code object; ``block`` in threads."""
+
+    symbol: str
+    file: str
+    block: int
+    args: tuple[KernelArgument, ...]
+    kernarg_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel of a sequence; ``kernel`` indexes ``Manifest.kernels``, ``grid`` is in blocks."""
+
+    kernel: int
+    grid: int
+    args: tuple[Argument, ...]
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """What the package was compiled for; ``requires`` are /proc/cpuinfo flags (CPU only)."""
+
+    name: str
+    family: str
+    wave: int
+    title: str
+    requires: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class WeightsSpec:
+    """weights.bin: its size, and the SHA-256 of every ``chunk_bytes`` of it (the last may be shorter)."""
+
+    file: str
+    bytes: int
+    chunk_bytes: int
+    chunks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A whole manifest. ``raw`` is the parsed JSON, ``package`` the folder it was read from."""
+
+    package: Path
+    raw: Mapping[str, Any]
+    model: Mapping[str, Any]
+    target: TargetSpec
+    chunk: int  # rows of one prefill pass
+    ring: int  # tokens, a power of two
+    buffers: tuple[BufferSpec, ...]
+    kernels: tuple[Kernel, ...]
+    sequences: Mapping[str, tuple[Launch, ...]]
+    symbols: Mapping[str, Pointer]
+    state: Mapping[str, int]  # byte offsets into the state buffer
+    weights: WeightsSpec
+    tokenizer: Mapping[str, Any]
+    files: Mapping[str, str]  # relative path -> SHA-256 of every file but manifest.json and weights.bin
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.model["vocab_size"])
+
+    @property
+    def context_length(self) -> int:
+        """Positions of the KV cache: the context the model was compiled for."""
+        return int(self.model["context_length"])
+
+    def buffer(self, name: str) -> BufferSpec:
+        return next(buffer for buffer in self.buffers if buffer.name == name)
+
+
+def load_manifest(package: Path) -> Manifest:
+    """Read and check ``package/manifest.json``. Raises: PackageError."""
+    path = package / _FILE
+    try:
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise PackageError(f"'{path}' is larger than {_MAX_MANIFEST_BYTES} bytes", _HINT)
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise PackageError(
+            f"'{package}' is no forgec package: it has no manifest.json",
+            "give the folder that forgec compile wrote",
+        ) from None
+    except NotADirectoryError:
+        raise PackageError(
+            f"'{package}' is a file, not the folder of a package", "give the folder that forgec compile wrote"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PackageError(f"'{path}' cannot be read: {error}", _HINT) from error
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise PackageError(f"'{path}' is not valid JSON: {error}", _HINT) from error
+    return parse_manifest(raw, package)
+
+
+def parse_manifest(raw: Any, package: Path) -> Manifest:
+    """Check a parsed manifest. Raises: PackageError that names the first wrong place."""
+    top = _object(raw, "the top level")
+    _check_format(top)
+    _check_keys(top, "the top level", _TOP, _TOP_OPTIONAL)
+    model = _model(top["model"])
+    buffers = _buffers(top["buffers"])
+    sizes = {buffer.name: buffer.bytes for buffer in buffers}
+    kernels = tuple(
+        _kernel(entry, f"kernels[{i}]") for i, entry in enumerate(_list(top["kernels"], "kernels"))
+    )
+    weights = _weights(top["weights"])
+    manifest = Manifest(
+        package=package,
+        raw=top,
+        model=model,
+        target=_target(top["target"]),
+        chunk=_integer(top["chunk"], "chunk", 1, 1 << 20),
+        ring=_integer(top["ring"], "ring", 1, 1 << 24),
+        buffers=buffers,
+        kernels=kernels,
+        sequences=_sequences(top["sequences"], kernels, sizes),
+        symbols=_symbols(top["symbols"], sizes),
+        state=_state(top["state"], sizes),
+        weights=weights,
+        tokenizer=_tokenizer(top["tokenizer"]),
+        files={},
+    )
+    files = _files(top["files"], manifest)
+    manifest = Manifest(**{**vars(manifest), "files": files})
+    _check_sizes(manifest, sizes)
+    return manifest
+
+
+def _fail(where: str, found: object, expected: str) -> PackageError:
+    text = json.dumps(found, default=str)
+    shown = text if len(text) <= 60 else text[:57] + "..."
+    return PackageError(f"{_FILE}: {where} is {shown}, expected {expected}", _HINT)
+
+
+def _check_format(top: Mapping[str, Any]) -> None:
+    found = top.get("format")
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise _fail("format", found, f"the number {FORMAT}")
+    if found > FORMAT:
+        raise PackageError(
+            f"the package has format {found}, and this runtime reads formats up to {FORMAT}",
+            "run the package with the runtime it came with, or compile the model with this version of forgec",
+        )
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _fail(where, value, "an object")
+    return value
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise _fail(where, value, "a list")
+    return value
+
+
+def _string(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise _fail(where, value, "a non-empty string")
+    return value
+
+
+def _integer(value: Any, where: str, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise _fail(where, value, f"a whole number from {low} to {high}")
+    return value
+
+
+def _digest(value: Any, where: str) -> str:
+    if not isinstance(value, str) or len(value) != 64 or not set(value) <= set("0123456789abcdef"):
+        raise _fail(where, value, "a SHA-256 in 64 lower-case hexadecimal digits")
+    return value
+
+
+def _path(value: Any, where: str) -> str:
+    text = _string(value, where)
+    path = PurePosixPath(text)
+    if path.is_absolute() or ".." in path.parts or "\\" in text or str(path) != text:
+        raise _fail(where, value, "a plain relative path")
+    return text
+
+
+def _check_keys(value: Mapping[str, Any], where: str, needed: set[str], optional: set[str]) -> None:
+    missing = sorted(needed - set(value))
+    if missing:
+        raise PackageError(f"{_FILE}: {where} lacks '{missing[0]}'", _HINT)
+    unknown = sorted(set(value) - needed - optional)
+    if unknown:
+        raise PackageError(f"{_FILE}: {where} has the unknown field '{unknown[0]}'", _HINT)
+
+
+def _model(value: Any) -> dict[str, Any]:
+    model = _object(value, "model")
+    for key in ("architecture", "name"):
+        _string(model.get(key), f"model.{key}")
+    for key in ("vocab_size", "context_length"):
+        _integer(model.get(key), f"model.{key}", 1, 1 << 31)
+    return model
+
+
+def _target(value: Any) -> TargetSpec:
+    target = _object(value, "target")
+    requires = tuple(
+        _string(flag, "target.requires") for flag in _list(target.get("requires", []), "target.requires")
+    )
+    return TargetSpec(
+        name=_string(target.get("name"), "target.name"),
+        family=_string(target.get("family"), "target.family"),
+        wave=_integer(target.get("wave"), "target.wave", 1, 64),
+        title=_string(target.get("title"), "target.title"),
+        requires=tuple(_string(flag, "target.requires") for flag in requires),
+    )
+
+
+def _buffers(value: Any) -> tuple[BufferSpec, ...]:
+    buffers = []
+    for i, entry in enumerate(_list(value, "buffers")):
+        where = f"buffers[{i}]"
+        entry = _object(entry, where)
+        _check_keys(entry, where, {"name", "bytes", "init"}, set())
+        if entry["init"] not in ("file", "zero", "none"):
+            raise _fail(f"{where}.init", entry["init"], '"file", "zero" or "none"')
+        size = _integer(entry["bytes"], f"{where}.bytes", 0, _MAX_BYTES)
+        buffers.append(BufferSpec(_string(entry["name"], f"{where}.name"), size, entry["init"]))
+    names = [buffer.name for buffer in buffers]
+    for name in names:
+        if names.count(name) > 1:
+            raise PackageError(f"{_FILE}: two buffers are called '{name}'", _HINT)
+    for name in ("weights", "state", "tokens", "ring"):
+        if name not in names:
+            raise PackageError(f"{_FILE}: there is no buffer '{name}'", _HINT)
+    for buffer in buffers:
+        if (buffer.init == "file") != (buffer.name == "weights"):
+            raise _fail(
+                f"init of buffer '{buffer.name}'", buffer.init, '"file" for weights and for nothing else'
+            )
+    return tuple(buffers)
+
+
+def _kernels(value: Any) -> tuple[Kernel, ...]:
+    return tuple(_kernel(entry, f"kernels[{i}]") for i, entry in enumerate(_list(value, "kernels")))
+
+
+def _kernel(value: Any, where: str) -> Kernel:
+    entry = _object(value, where)
+    _check_keys(entry, where, _KERNEL, _KERNEL_OPTIONAL)
+    size = _integer(entry["kernarg_bytes"], f"{where}.kernarg_bytes", 0, 4096)
+    args = []
+    for j, raw in enumerate(_list(entry["args"], f"{where}.args")):
+        args.append(_kernel_argument(raw, f"{where}.args[{j}]", size))
+    end = 0
+    for arg in sorted(args, key=lambda arg: arg.offset):
+        if arg.offset < end:
+            raise PackageError(f"{_FILE}: {where}: argument '{arg.name}' overlaps the one before it", _HINT)
+        end = arg.offset + arg.size
+    return Kernel(
+        symbol=_string(entry["symbol"], f"{where}.symbol"),
+        file=_path(entry["file"], f"{where}.file"),
+        block=_integer(entry["block"], f"{where}.block", 1, 1024),
+        args=tuple(args),
+        kernarg_bytes=size,
+        sha256=_digest(entry["sha256"], f"{where}.sha256"),
+    )
+
+
+def _kernel_argument(value: Any, where: str, kernarg_bytes: int) -> KernelArgument:
+    entry = _object(value, where)
+    _check_keys(entry, where, {"name", "offset", "size", "kind"}, set())
+    kind, size = entry["kind"], entry["size"]
+    if kind not in ("pointer", "value"):
+        raise _fail(f"{where}.kind", kind, '"pointer" or "value"')
+    if size not in ((8,) if kind == "pointer" else (4, 8)):
+        raise _fail(f"{where}.size", size, "8 for a pointer, 4 or 8 for a value")
+    offset = _integer(entry["offset"], f"{where}.offset", 0, kernarg_bytes - size)
+    if offset % size:
+        raise _fail(f"{where}.offset", offset, f"a multiple of its size {size}")
+    return KernelArgument(_string(entry["name"], f"{where}.name"), offset, size, kind)
+
+
+def _sequences(
+    value: Any, kernels: tuple[Kernel, ...], sizes: Mapping[str, int]
+) -> dict[str, tuple[Launch, ...]]:
+    sequences = _object(value, "sequences")
+    _check_keys(sequences, "sequences", set(SEQUENCES), set())
+    return {
+        name: tuple(
+            _launch(entry, f"sequences.{name}[{i}]", kernels, sizes)
+            for i, entry in enumerate(_list(sequences[name], f"sequences.{name}"))
+        )
+        for name in SEQUENCES
+    }
+
+
+def _launch(value: Any, where: str, kernels: tuple[Kernel, ...], sizes: Mapping[str, int]) -> Launch:
+    entry = _object(value, where)
+    _check_keys(entry, where, {"kernel", "grid", "args"}, {"note"})
+    index = _integer(entry["kernel"], f"{where}.kernel", 0, len(kernels) - 1)
+    kernel = kernels[index]
+    raw = _list(entry["args"], f"{where}.args")
+    if len(raw) != len(kernel.args):
+        raise PackageError(
+            f"{_FILE}: {where} has {len(raw)} arguments, kernel '{kernel.symbol}' takes {len(kernel.args)}",
+            _HINT,
+        )
+    args = tuple(
+        _argument(item, f"{where}.args[{j}] ('{spec.name}')", spec, sizes)
+        for j, (item, spec) in enumerate(zip(raw, kernel.args, strict=True))
+    )
+    return Launch(index, _integer(entry["grid"], f"{where}.grid", 1, (1 << 31) - 1), args)
+
+
+def _argument(value: Any, where: str, spec: KernelArgument, sizes: Mapping[str, int]) -> Argument:
+    if spec.kind == "pointer":
+        return _pointer(value, where, sizes)
+    if isinstance(value, float) and math.isfinite(value) and spec.size == 4:
+        return value
+    bits = 8 * spec.size
+    return _integer(value, where, -(1 << (bits - 1)), (1 << bits) - 1)
+
+
+def _pointer(value: Any, where: str, sizes: Mapping[str, int]) -> Pointer:
+    """A [buffer, offset] pair that points into its buffer."""
+    if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
+        raise _fail(where, value, 'a pair ["buffer", offset]')
+    name, offset = value
+    if name not in sizes:
+        raise _fail(f"the buffer of {where}", name, f"one of {', '.join(sorted(sizes))}")
+    if not isinstance(offset, int) or isinstance(offset, bool) or not 0 <= offset < sizes[name]:
+        raise _fail(f"the offset of {where}", offset, f"one inside the {sizes[name]} bytes of '{name}'")
+    return Pointer(name, offset)
+
+
+def _symbols(value: Any, sizes: Mapping[str, int]) -> dict[str, Pointer]:
+    symbols = _object(value, "symbols")
+    if "logits" not in symbols:
+        raise PackageError(f"{_FILE}: symbols lacks 'logits'", _HINT)
+    return {name: _pointer(entry, f"symbols.{name}", sizes) for name, entry in symbols.items()}
+
+
+def _state(value: Any, sizes: Mapping[str, int]) -> dict[str, int]:
+    state = _object(value, "state")
+    _check_keys(state, "state", set(STATE_FIELDS), set())
+    offsets: dict[str, int] = {}
+    for name in STATE_FIELDS:
+        offset = _integer(state[name], f"state.{name}", 0, sizes["state"] - 4)
+        if offset % 4 or offset in offsets.values():
+            raise _fail(f"state.{name}", offset, "a multiple of 4 that no other field has")
+        offsets[name] = offset
+    return offsets
+
+
+def _weights(value: Any) -> WeightsSpec:
+    weights = _object(value, "weights")
+    _check_keys(weights, "weights", {"file", "bytes", "chunk_bytes", "chunks"}, {"sha256"})
+    size = _integer(weights["bytes"], "weights.bytes", 0, _MAX_BYTES)
+    chunk = _integer(weights["chunk_bytes"], "weights.chunk_bytes", 4096, 1 << 30)
+    chunks = _list(weights["chunks"], "weights.chunks")
+    expected = (size + chunk - 1) // chunk
+    if len(chunks) != expected:
+        raise _fail("the length of weights.chunks", len(chunks), f"{expected} digests for {size} bytes")
+    digests = tuple(_digest(entry, f"weights.chunks[{i}]") for i, entry in enumerate(chunks))
+    return WeightsSpec(_path(weights["file"], "weights.file"), size, chunk, digests)
+
+
+def _tokenizer(value: Any) -> dict[str, Any]:
+    tokenizer = _object(value, "tokenizer")
+    _path(tokenizer.get("file"), "tokenizer.file")
+    _digest(tokenizer.get("sha256"), "tokenizer.sha256")
+    return tokenizer
+
+
+def _files(value: Any, manifest: Manifest) -> dict[str, str]:
+    """Digests by path, those of the kernels and the tokenizer included. Raises where two disagree."""
+    files = {}
+    for path, digest in _object(value, "files").items():
+        files[_path(path, "a path of files")] = _digest(digest, f"files['{path}']")
+    entries = [(kernel.file, kernel.sha256) for kernel in manifest.kernels]
+    entries.append((manifest.tokenizer["file"], manifest.tokenizer["sha256"]))
+    for path, digest in entries:
+        if files.setdefault(path, digest) != digest:
+            raise PackageError(f"{_FILE}: two digests are given for '{path}'", _HINT)
+    return files
+
+
+def _check_sizes(manifest: Manifest, sizes: Mapping[str, int]) -> None:
+    """Sizes that follow from each other."""
+    if manifest.ring & (manifest.ring - 1):
+        raise _fail("ring", manifest.ring, "a power of two")
+    expected = {"weights": manifest.weights.bytes, "state": 64}
+    for name, size in expected.items():
+        if sizes[name] != size:
+            raise _fail(f"the size of buffer '{name}'", sizes[name], f"{size} bytes")
+    at_least = {"tokens": 4 * manifest.chunk, "ring": 4 * manifest.ring}
+    for name, size in at_least.items():
+        if sizes[name] < size:
+            raise _fail(f"the size of buffer '{name}'", sizes[name], f"at least {size} bytes")
+    logits = manifest.symbols["logits"]
+    if logits.offset + 4 * manifest.vocab_size > sizes[logits.buffer]:
+        raise _fail(
+            "symbols.logits",
+            [logits.buffer, logits.offset],
+            f"{4 * manifest.vocab_size} bytes inside its buffer",
+        )
