@@ -1,0 +1,200 @@
+"""Writes a vocabulary as the JSON document of the ``tokenizers`` library.
+
+Checked tokens, types and merges (or scores) come in, text goes out; equal inputs give equal text. It reads no
+metadata and decides nothing about special tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from forgec.errors import UnsupportedModelError
+from forgec.frontend.pretokenizers import PreTokenizer
+from forgec.frontend.special_tokens import TokenType
+
+__all__ = ["Vocabulary", "bpe_json", "sentencepiece_json"]
+
+# SentencePiece writes a space as U+2581.
+_SPACE = "\u2581"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """``tokens`` and ``types`` have one entry per id, ``ids`` inverts ``tokens``.
+
+    ``swallows_space``: ids of special tokens that take the white space after them with them.
+    """
+
+    tokens: tuple[str, ...]
+    ids: Mapping[str, int]
+    types: tuple[TokenType, ...]
+    swallows_space: frozenset[int] = frozenset()
+
+
+def bpe_json(vocabulary: Vocabulary, merges: Iterable[str], pre: PreTokenizer) -> str:
+    """BPE with the file's own merge list, over GPT-2 bytes or (``pre.raw_utf8``) over UTF-8.
+
+    ``merges``: ``"left right"`` lines, best rank first.
+
+    Raises: UnsupportedModelError if a merge does not join two tokens into a third, or a byte is missing.
+    """
+    pairs = _merge_pairs(merges, vocabulary.ids)
+    splits: list[dict[str, Any]] = [
+        {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+        for expression in pre.splits
+    ]
+    if pre.raw_utf8:
+        _require_bytes(vocabulary)
+        return _document(
+            vocabulary,
+            pairs,
+            normalizer=_replace(" ", _SPACE),
+            pre_tokenizer={"type": "Sequence", "pretokenizers": splits},
+            decoder=_PIECE_DECODER,
+            byte_fallback=True,
+            ignore_merges=pre.ignore_merges,
+        )
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    return _document(
+        vocabulary,
+        pairs,
+        normalizer=None,
+        pre_tokenizer={"type": "Sequence", "pretokenizers": [*splits, byte_level]},
+        decoder=byte_level,
+        byte_fallback=False,
+        ignore_merges=pre.ignore_merges,
+    )
+
+
+def sentencepiece_json(vocabulary: Vocabulary, scores: Sequence[float], space_prefix: bool) -> str:
+    """BPE whose merge order is the order of the scores, over UTF-8 with bytes for unknown characters.
+
+    ``space_prefix``: every text, and every text after a special token, begins with an extra space.
+
+    Raises: UnsupportedModelError if a byte token is missing.
+    """
+    _require_bytes(vocabulary)
+    prefix = [{"type": "Prepend", "prepend": _SPACE}] if space_prefix else []
+    return _document(
+        vocabulary,
+        _merges_from_scores(vocabulary, scores),
+        normalizer={"type": "Sequence", "normalizers": [*prefix, _replace(" ", _SPACE)]},
+        pre_tokenizer=None,
+        decoder=_PIECE_DECODER,
+        byte_fallback=True,
+        ignore_merges=False,
+    )
+
+
+def _replace(old: str, new: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": old}, "content": new}
+
+
+_PIECE_DECODER = {
+    "type": "Sequence",
+    "decoders": [_replace(_SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"}],
+}
+
+
+def _document(
+    vocabulary: Vocabulary,
+    merges: list[tuple[str, str]],
+    *,
+    normalizer: dict[str, Any] | None,
+    pre_tokenizer: dict[str, Any] | None,
+    decoder: dict[str, Any],
+    byte_fallback: bool,
+    ignore_merges: bool,
+) -> str:
+    return json.dumps(
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": _added_tokens(vocabulary),
+            "normalizer": normalizer,
+            "pre_tokenizer": pre_tokenizer,
+            "post_processor": None,
+            "decoder": decoder,
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": False,
+                "byte_fallback": byte_fallback,
+                "ignore_merges": ignore_merges,
+                "vocab": vocabulary.ids,
+                "merges": merges,
+            },
+        },
+        ensure_ascii=False,
+        separators=(",", ":"),
+    )
+
+
+def _added_tokens(vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """Tokens found in the text before it is cut: control and unknown as special, user-defined not."""
+    special = (TokenType.CONTROL, TokenType.UNKNOWN)
+    return [
+        {
+            "id": index,
+            "content": vocabulary.tokens[index],
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": index in vocabulary.swallows_space,
+            "normalized": False,
+            "special": kind in special,
+        }
+        for index, kind in enumerate(vocabulary.types)
+        if kind in special or kind is TokenType.USER_DEFINED
+    ]
+
+
+def _merge_pairs(lines: Iterable[str], ids: Mapping[str, int]) -> list[tuple[str, str]]:
+    """``"left right"`` lines as pairs in order of rank; a left part may itself begin with a space."""
+    pairs: dict[tuple[str, str], None] = {}
+    for line in lines:
+        cut = line.find(" ", 1)
+        left, right = line[:cut], line[cut + 1 :]
+        if cut < 0 or left not in ids or right not in ids or left + right not in ids:
+            raise UnsupportedModelError(
+                f"'tokenizer.ggml.merges' holds {line!r}, which does not join two tokens into a third",
+                hint="the vocabulary and its merges do not belong together; convert the model again",
+            )
+        pairs.setdefault((left, right))
+    return list(pairs)
+
+
+def _merges_from_scores(vocabulary: Vocabulary, scores: Sequence[float]) -> list[tuple[str, str]]:
+    """Every way to join two tokens into a third, best score of the third first.
+
+    llama.cpp joins any two neighbours whose concatenation is a token, best score first, leftmost on ties.
+    Left out are joins *into* control, unknown and byte tokens: those must not arise from plain text.
+    """
+    ids = vocabulary.ids
+    targets = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED, TokenType.UNDEFINED)
+    order = [index for index, kind in enumerate(vocabulary.types) if kind in targets]
+    order.sort(key=lambda index: (-scores[index], index))
+    merges: list[tuple[str, str]] = []
+    for index in order:
+        token = vocabulary.tokens[index]
+        for cut in range(1, len(token)):
+            left = token[:cut]
+            if left in ids and token[cut:] in ids:
+                merges.append((left, token[cut:]))
+    return merges
+
+
+def _require_bytes(vocabulary: Vocabulary) -> None:
+    names = (f"<0x{byte:02X}>" for byte in range(256))
+    missing = next((name for name in names if name not in vocabulary.ids), None)
+    if missing is not None:
+        raise UnsupportedModelError(
+            f"the vocabulary has no byte token {missing!r}, so characters outside it cannot be written",
+            hint="forgec supports SentencePiece vocabularies with byte fallback only",
+        )
