@@ -1,0 +1,582 @@
+"""The toolchain with nothing but pip's ziglang: all targets, inspection, errors, reproducibility."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from forgec.errors import ToolchainError
+from forgec.targets import Target, all_targets, get_target
+from forgec.toolchain import (
+    ArgInfo,
+    Compiled,
+    ExpectedKernel,
+    Runner,
+    Unit,
+    check_inspection,
+    compile_units,
+    inspect_code,
+    select_toolchain,
+)
+from forgec.toolchain.zig import ZigToolchain
+
+GFX1100 = get_target("gfx1100")
+
+# One text for every target: a block sum through on-chip memory, with a struct passed by value.
+SOURCE = """\
+#if defined(__HIP__) || defined(__CUDA__)
+#define KERNEL extern "C" __attribute__((global))
+#define LDS __attribute__((shared)) static
+#else
+#define KERNEL extern "C"
+#define LDS static
+#endif
+#if defined(__HIP__)
+#define THREAD __builtin_amdgcn_workitem_id_x()
+#define SYNC __builtin_amdgcn_s_barrier()
+#define BOUNDS __attribute__((amdgpu_flat_work_group_size(THREADS, THREADS)))
+#elif defined(__CUDA__)
+#define THREAD __nvvm_read_ptx_sreg_tid_x()
+#define SYNC __syncthreads()
+#define BOUNDS __attribute__((launch_bounds(THREADS)))
+#else
+#define THREAD 0
+#define SYNC
+#define BOUNDS
+#endif
+struct Pair { int first; short second; };
+KERNEL BOUNDS void scale(const float* x, char tag, double factor, Pair pair, float* y) {
+  LDS float tile[THREADS];
+  tile[THREAD] = x[THREAD];
+  SYNC;
+  y[THREAD] = tile[THREADS - 1 - THREAD] * (float)factor + pair.first + pair.second + tag;
+}
+KERNEL BOUNDS void fill(float* y, int n) {
+  for (int i = THREAD; i < n; i += THREADS) y[i] = 0.5f;
+}
+"""
+ARGS = (
+    ArgInfo("x", 0, 8, "pointer"),
+    ArgInfo("tag", 8, 1, "value"),
+    ArgInfo("factor", 16, 8, "value"),
+    ArgInfo("pair", 24, 8, "value"),
+    ArgInfo("y", 32, 8, "pointer"),
+)
+BAD = 'extern "C" __attribute__((global)) void k(float* x) {\n  x[0] = nowhere;\n  x[1] = 1.0f + y;\n}\n'
+
+
+def kernel(body: str, name: str = "k", **options: object) -> Unit:
+    source = f'extern "C" __attribute__((global)) void {name}(float* x) {{ {body} }}\n'
+    return dataclasses.replace(Unit(name, source, (name,)), **options)  # type: ignore[arg-type]
+
+
+def leftovers() -> set[str]:
+    return {path.name for path in Path(tempfile.gettempdir()).glob("forgec-*")}
+
+
+@pytest.mark.parametrize("target", all_targets(), ids=lambda target: target.name)
+def test_one_source_compiles_for_every_target(target: Target) -> None:
+    source = SOURCE.replace("THREADS", str(target.block_size))
+    (code,) = compile_units([Unit("sum", source, ("scale", "fill"))], target, toolchain="zig")
+    scale, fill = code.inspection
+    assert (code.name, code.target, code.cached, code.log) == ("sum", target.name, False, "")
+    assert (scale.symbol, fill.symbol) == ("scale", "fill")
+    assert scale.wave == target.wave
+    assert "clang version" in code.compiler
+    if target.driver == "cpu":
+        return
+    assert [dataclasses.replace(arg, name="") for arg in scale.args if arg.kind != "hidden"] == [
+        dataclasses.replace(arg, name="") for arg in ARGS
+    ]
+    assert (scale.lds_bytes, scale.max_threads, scale.kernarg_bytes) == (
+        4 * target.block_size,
+        target.block_size,
+        40,
+    )
+    assert (fill.lds_bytes, fill.scratch_bytes, len(fill.args)) == (0, 0, 2)
+    if target.driver == "hip":
+        assert [arg.name for arg in scale.args] == ["x", "tag", "factor", "pair", "y"]
+        assert 0 < scale.vgprs < 64
+        assert 0 < scale.sgprs <= 108
+        # ABI version 3 is code object 5, the newest that ROCm 6 loads.
+        assert code.data[8] == 3
+    else:
+        assert "\n.version 7.8\n" in code.assembly
+        assert code.data == code.assembly.encode()
+
+
+def test_the_cpu_object_runs(tmp_path: Path) -> None:
+    target = get_target("native")
+    (code,) = compile_units([Unit("sum", SOURCE.replace("THREADS", "1"), ("fill",))], target, toolchain="zig")
+    (tmp_path / "sum.so").write_bytes(code.data)
+    library = ctypes.CDLL(str(tmp_path / "sum.so"))
+    values = (ctypes.c_float * 5)(*range(5))
+    library.fill(values, 3)
+    assert list(values) == [0.5, 0.5, 0.5, 3.0, 4.0]
+    # Only what was asked for is visible.
+    with pytest.raises(AttributeError):
+        _ = library.scale
+
+
+def test_clang_headers_but_no_others() -> None:
+    target = get_target("x86-64-v3")
+    simd = Unit(
+        "simd",
+        "#include <immintrin.h>\n#include <stdint.h>\n"
+        'extern "C" void add(float* x) { '
+        "_mm256_storeu_ps(x, _mm256_add_ps(_mm256_loadu_ps(x), _mm256_set1_ps(1))); }\n",
+        ("add",),
+    )
+    (code,) = compile_units([simd], target, toolchain="zig")
+    assert "vaddps" in code.assembly
+    hosted = Unit("hosted", '#include <math.h>\nextern "C" void f() {}\n', ("f",))
+    with pytest.raises(ToolchainError, match=r"failed at hosted.cpp:1:10: 'math.h' file not found"):
+        compile_units([hosted], target, toolchain="zig")
+
+
+def test_a_unit_in_c_with_the_c_library(tmp_path: Path) -> None:
+    source = (
+        "extern int pthread_create(void*, const void*, void* (*)(void*), void*);\n"
+        "extern int pthread_join(unsigned long, void**);\n"
+        "static void* work(void* restrict value) { *(int*)value += 1; return (void*)0; }\n"
+        "int run(int* value) {\n  unsigned long thread;\n"
+        "  return pthread_create(&thread, (void*)0, work, value) || pthread_join(thread, (void**)0);\n}\n"
+    )
+    unit = Unit("pool", source, ("run",), libc=True, language="c")
+    target = get_target("x86-64-v3")
+    (code,) = compile_units([unit], target, toolchain="zig")
+    (tmp_path / "pool.so").write_bytes(code.data)
+    value = ctypes.c_int(41)
+    assert ctypes.CDLL(str(tmp_path / "pool.so")).run(ctypes.byref(value)) == 0
+    assert value.value == 42
+    with pytest.raises(
+        ToolchainError, match="'pool' uses 'pthread_create', which no package provides"
+    ) as caught:
+        compile_units([dataclasses.replace(unit, libc=False)], target, toolchain="zig")
+    assert "libc=True" in caught.value.hint
+    with pytest.raises(ToolchainError, match="unit 'pool' is C, which does not compile for gfx1100"):
+        compile_units([unit], GFX1100, toolchain="zig")
+
+
+def test_even_the_c_library_has_bounds() -> None:
+    source = 'extern "C" int system(const char*);\nextern "C" void f() { system("x"); }\n'
+    with pytest.raises(ToolchainError, match="'f' uses 'system', which no package provides"):
+        compile_units([Unit("f", source, ("f",), libc=True)], get_target("x86-64-v3"), toolchain="zig")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "a/b"}, "unit name 'a/b' is not a plain file name"),
+        ({"name": ".."}, "unit name '..' is not a plain file name"),
+        ({"name": ""}, "unit name '' is not a plain file name"),
+        ({"entries": ()}, "unit 'k' must name its kernels once each, found ()"),
+        ({"entries": ("k", "k")}, "unit 'k' must name its kernels once each, found ('k', 'k')"),
+        ({"language": "c++"}, "unit 'k' has the unknown language 'c++'"),
+    ],
+)
+def test_a_wrong_unit_cannot_exist(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ToolchainError) as caught:
+        kernel("x[0] = 1;", **fields)
+    assert caught.value.message == message
+
+
+def test_a_compile_error_names_the_place(tmp_path: Path) -> None:
+    dump = tmp_path / "dump"
+    with pytest.raises(ToolchainError) as caught:
+        compile_units([Unit("bad", BAD, ("k",))], GFX1100, toolchain="zig", dump_dir=dump)
+    assert caught.value.message == (
+        "compiling 'bad' for gfx1100 failed at bad.hip:2:10: use of undeclared identifier 'nowhere'"
+    )
+    lines = caught.value.hint.splitlines()
+    assert lines[0] == "bad.hip:2:10: error: use of undeclared identifier 'nowhere'"
+    assert any("x[1] = 1.0f + y;" in line for line in lines)
+    assert lines[-1] == f"the source is '{dump / 'bad.hip'}'"
+    assert (dump / "bad.hip").read_text() == BAD
+    assert [path.name for path in dump.iterdir()] == ["bad.hip"]
+
+
+def test_the_dump_holds_source_and_listing(tmp_path: Path) -> None:
+    compile_units([kernel("x[0] = 1;")], GFX1100, toolchain="zig", dump_dir=tmp_path / "a")
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["k.hip", "k.s"]
+    compile_units([kernel("x[0] = 1;")], get_target("sm_80"), toolchain="zig", dump_dir=tmp_path / "b")
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["k.cu", "k.ptx"]
+    assert ".entry k(" in (tmp_path / "b" / "k.ptx").read_text()
+
+
+def test_an_undefined_function_is_named() -> None:
+    unit = dataclasses.replace(
+        kernel("x[0] = cosine(x[1]);"),
+        source="__attribute__((device)) float cosine(float);\n" + kernel("x[0] = cosine(x[1]);").source,
+    )
+    with pytest.raises(ToolchainError) as caught:
+        compile_units([unit], GFX1100, toolchain="zig")
+    assert (
+        caught.value.message == "linking 'k' for gfx1100 failed: 'cosine(float)' is used but nowhere defined"
+    )
+    assert "freestanding" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["gfx1100", "sm_90", "x86-64-v3"])
+def test_a_missing_entry_is_an_error(name: str) -> None:
+    unit = Unit("k", SOURCE.replace("THREADS", str(get_target(name).block_size)), ("fill", "missing"))
+    with pytest.raises(ToolchainError) as caught:
+        compile_units([unit], get_target(name), toolchain="zig")
+    assert caught.value.message == f"'k' for {name} has no kernel 'missing'"
+    assert "fill" in caught.value.hint
+
+
+def test_the_error_is_that_of_the_first_failing_unit() -> None:
+    # The first failure takes longest to find: it must still be the one that is reported.
+    slow = "typedef int a;\n" * 20000
+    units = [
+        kernel("x[0] = 1;", "fine"),
+        Unit("slow", slow + BAD, ("k",)),
+        *(Unit(f"quick{index}", BAD, ("k",)) for index in range(4)),
+    ]
+    for jobs in (1, 4):
+        with pytest.raises(ToolchainError, match=r"compiling 'slow' for gfx1100 failed at slow.hip:20002:10"):
+            compile_units(units, GFX1100, toolchain="zig", jobs=jobs)
+
+
+def test_two_units_of_one_name_are_refused() -> None:
+    with pytest.raises(ToolchainError, match="two units are called 'k'"):
+        compile_units([kernel("x[0] = 1;"), kernel("x[0] = 2;")], GFX1100, toolchain="zig")
+
+
+def test_no_units_and_no_jobs() -> None:
+    assert compile_units([], GFX1100) == ()
+    with pytest.raises(ToolchainError, match="0 jobs cannot compile anything"):
+        compile_units([kernel("x[0] = 1;")], GFX1100, jobs=0)
+
+
+def test_progress_counts_to_the_end_in_this_thread() -> None:
+    calls: list[tuple[int, int]] = []
+    threads: set[int] = set()
+
+    def progress(done: int, total: int) -> None:
+        calls.append((done, total))
+        threads.add(threading.get_ident())
+
+    units = [kernel(f"x[{index}] = 1;", f"k{index}") for index in range(5)]
+    codes = compile_units(units, GFX1100, toolchain="zig", progress=progress, jobs=2)
+    assert [code.name for code in codes] == [unit.name for unit in units]
+    assert calls[0] == (0, 5)
+    assert calls[-1] == (5, 5)
+    assert calls == sorted(calls)
+    assert threads == {threading.get_ident()}
+
+
+def test_a_failing_callback_ends_the_compilation() -> None:
+    def progress(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    before = leftovers()
+    with pytest.raises(KeyboardInterrupt):
+        compile_units([kernel("x[0] = 1;")], GFX1100, toolchain="zig", progress=progress)
+    assert leftovers() <= before
+
+
+@pytest.mark.parametrize("name", ["gfx1100", "gfx942", "sm_90", "x86-64-v3"])
+def test_bytes_do_not_depend_on_directory_environment_or_jobs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = get_target(name)
+    source = SOURCE.replace("THREADS", str(target.block_size))
+    units = [Unit(f"u{index}", source, ("scale", "fill")) for index in range(3)]
+    results = []
+    for jobs, place in ((1, "one"), (4, "another one")):
+        (tmp_path / place / "home").mkdir(parents=True)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / place))
+        monkeypatch.setenv("HOME", str(tmp_path / place / "home"))
+        monkeypatch.setenv("CPATH", str(tmp_path / place))
+        monkeypatch.chdir(tmp_path / place)
+        results.append(compile_units(units, target, toolchain="zig", jobs=jobs))
+        assert sorted(path.name for path in (tmp_path / place).rglob("*")) == ["home"]
+    assert [code.data for code in results[0]] == [code.data for code in results[1]]
+    assert [code.assembly for code in results[0]] == [code.assembly for code in results[1]]
+    for code in results[0]:
+        for trace in (b"clang version", str(tmp_path).encode()):
+            assert trace not in code.data
+        # clang keeps the symbol, but without the hash of path and command line that makes it differ.
+        assert re.search(rb"__hip_cuid_[0-9a-f]", code.data) is None
+
+
+def test_no_home_and_no_cache_directory_are_needed(tmp_path: Path) -> None:
+    script = (
+        "from forgec.targets import get_target\nfrom forgec.toolchain import Unit, compile_units\n"
+        "unit = Unit('k', 'extern \"C\" __attribute__((global)) void k(float* x) { x[0] = 1; }', ('k',))\n"
+        "print(len(compile_units([unit], get_target('gfx1100'), toolchain='zig')[0].data))\n"
+    )
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "HOME": str(tmp_path / "missing"),
+        "TMPDIR": str(tmp_path),
+    }
+    answer = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(answer.stdout) > 1000
+    assert list(tmp_path.iterdir()) == []
+
+
+def fake_zig(directory: Path, script: str) -> ZigToolchain:
+    """A compiler that is a shell script: for what a sound one never does."""
+    path = directory / "compiler"
+    path.write_text("#!/bin/sh\n" + script)
+    path.chmod(0o755)
+    return ZigToolchain(path, "fake 1.0")
+
+
+@pytest.mark.parametrize(
+    ("script", "message", "hint"),
+    [
+        ("kill -9 $$", "the compiler was killed (SIGKILL), most often because memory ran out", ""),
+        (
+            "echo '0.\tProgram arguments: x' >&2; echo '1.\t<eof> parser' >&2; exit 139",
+            "the compiler crashed (SIGSEGV)",
+            "1.\t<eof> parser",
+        ),
+        (
+            "echo 'LLVM ERROR: Cannot select' >&2; exit 70",
+            "the compiler crashed (exit code 70)",
+            "LLVM ERROR: Cannot select",
+        ),
+    ],
+)
+def test_a_dying_compiler_is_reported(tmp_path: Path, script: str, message: str, hint: str) -> None:
+    before = leftovers()
+    with pytest.raises(ToolchainError) as caught:
+        compile_units([kernel("x[0] = 1;")], GFX1100, toolchain=fake_zig(tmp_path, script))
+    assert caught.value.message == f"compiling 'k' for gfx1100 failed: {message}"
+    assert caught.value.hint.startswith(hint)
+    assert leftovers() <= before
+
+
+def test_a_compiler_that_says_nothing_and_one_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ToolchainError, match="compiling 'k' for gfx1100 failed with exit code 3") as caught:
+        compile_units([kernel("x[0] = 1;")], GFX1100, toolchain=fake_zig(tmp_path, "exit 3"))
+    assert caught.value.hint.startswith("the compiler printed nothing")
+    gone = ZigToolchain(tmp_path / "gone", "fake 1.0")
+    with pytest.raises(ToolchainError, match=r"gone' cannot be started: No such file or directory"):
+        compile_units([kernel("x[0] = 1;")], GFX1100, toolchain=gone)
+
+
+def test_a_hanging_compiler_is_stopped(tmp_path: Path) -> None:
+    before = leftovers()
+    start = time.monotonic()
+    with pytest.raises(ToolchainError, match=r"compiling 'k' for gfx1100 did not finish within \d+ s"):
+        # The child must go too, or it would hold the pipe for a minute.
+        compile_units(
+            [kernel("x[0] = 1;")],
+            GFX1100,
+            toolchain=fake_zig(tmp_path, "sleep 60 & wait"),
+            timeout_seconds=0.3,
+        )
+    assert time.monotonic() - start < 20
+    assert leftovers() <= before
+
+
+def test_a_cancelled_runner_stops_what_runs_and_starts_no_more(tmp_path: Path) -> None:
+    runner = Runner()
+    timer = threading.Timer(0.2, runner.cancel)
+    timer.start()
+    start = time.monotonic()
+    finished = runner.run(("sleep", "60"), tmp_path)
+    timer.join()
+    assert time.monotonic() - start < 20
+    assert (finished.returncode, finished.timed_out) == (-9, False)
+    with pytest.raises(ToolchainError, match="the compilation was cancelled"):
+        runner.run(("true",), tmp_path)
+
+
+def test_code_for_another_chip_is_refused() -> None:
+    unit = kernel("x[0] = 1;")
+    (code,) = compile_units([unit], GFX1100, toolchain="zig")
+    with pytest.raises(ToolchainError, match="the code object of 'k' is for gfx1100, expected gfx1101"):
+        inspect_code(unit, get_target("gfx1101"), code.data)
+    (ptx,) = compile_units([unit], get_target("sm_80"), toolchain="zig")
+    with pytest.raises(ToolchainError, match="the PTX of 'k' is not for sm_90"):
+        inspect_code(unit, get_target("sm_90"), ptx.data)
+    with pytest.raises(ToolchainError, match="the code object of 'k' is not an ELF file"):
+        inspect_code(unit, GFX1100, ptx.data)
+
+
+def test_a_compiler_with_wrong_output_is_caught(tmp_path: Path) -> None:
+    unit = kernel("x[0] = 1;")
+
+    class Wrong:
+        name, version = "zig", "wrong 1.0"
+
+        def recipe(self, unit: Unit, target: Target) -> tuple[str, ...]:
+            return ()
+
+        def compile(self, unit: Unit, target: Target, runner: Runner) -> Compiled:
+            return Compiled(b"no code", "", "")
+
+    with pytest.raises(ToolchainError, match="the code object of 'k' is not an ELF file"):
+        compile_units([unit], GFX1100, toolchain=Wrong())
+
+
+def test_registers_of_both_kinds_and_spills_are_read() -> None:
+    source = (
+        'extern "C" __attribute__((global)) void k(float* x) {\n'
+        'asm volatile("v_mov_b32 v9, 0\\nv_accvgpr_write_b32 a10, v9" ::: "v9", "a10"); x[0] = 1; }\n'
+    )
+    (code,) = compile_units([Unit("k", source, ("k",))], get_target("gfx90a"), toolchain="zig")
+    # 10 VGPRs rounded up to 12, then 11 AGPRs.
+    assert (code.inspection[0].vgprs, code.inspection[0].agprs) == (23, 11)
+    body = (
+        "float v[200]; for (int i = 0; i < 200; ++i) v[i] = x[i * 64 + __builtin_amdgcn_workitem_id_x()];\n"
+    )
+    body += '#pragma unroll\nfor (int i = 0; i < 200; ++i) asm volatile("" : "+v"(v[i]));\n'
+    body += "for (int i = 0; i < 200; ++i) x[i] = v[i];"
+    unit = Unit(
+        "k",
+        f'extern "C" __attribute__((global, amdgpu_num_vgpr(64))) void k(float* x) {{ {body} }}\n',
+        ("k",),
+    )
+    (code,) = compile_units([unit], GFX1100, toolchain="zig")
+    info = code.kernel("k")
+    assert info.vgpr_spills > 0
+    assert info.scratch_bytes > 0
+    with pytest.raises(ToolchainError) as caught:
+        check_inspection(info, ExpectedKernel("k", 32, (("x", 0, 8, True),)))
+    assert caught.value.message == (
+        f"kernel 'k' was compiled with {info.scratch_bytes} bytes of scratch per lane, expected at most 0; "
+        f"{info.vgpr_spills} spilled VGPRs, expected at most 0"
+    )
+    limits = ExpectedKernel(
+        "k", 32, (("x", 0, 8, True),), scratch_limit=info.scratch_bytes, spill_limit=info.vgpr_spills
+    )
+    check_inspection(info, limits)
+
+
+def test_what_the_plan_expected_is_compared() -> None:
+    unit = Unit("sum", SOURCE.replace("THREADS", "256"), ("scale",))
+    (code,) = compile_units([unit], GFX1100, toolchain="zig")
+    info = code.kernel("scale")
+    args = tuple((arg.name, arg.offset, arg.size, arg.kind == "pointer") for arg in ARGS)
+    right = ExpectedKernel("scale", 32, args, threads=256, lds_bytes=1024, lds_limit=1024)
+    check_inspection(info, right)
+    moved = (*args[:4], ("y", 40, 8, True))
+    for change, problem in (
+        ({"symbol": "other"}, "kernel 'other' was compiled with symbol 'scale', expected 'other'"),
+        ({"wave": 64}, "kernel 'scale' was compiled with waves of 32 lanes, expected 64"),
+        ({"threads": 128}, "kernel 'scale' was compiled with blocks of up to 256 threads, expected 128"),
+        ({"lds_bytes": 0}, "kernel 'scale' was compiled with 1024 bytes of LDS, expected 0"),
+        ({"lds_limit": 1000}, "kernel 'scale' was compiled with 1024 bytes of LDS, expected at most 1000"),
+        ({"args": args[:4]}, "kernel 'scale' was compiled with 5 arguments, expected 4"),
+        (
+            {"args": moved},
+            "kernel 'scale' was compiled with argument 4 'y' a pointer of 8 bytes at 32, "
+            "expected a pointer of 8 bytes at 40",
+        ),
+        (
+            {"args": (("x", 0, 8, False), *args[1:])},
+            "kernel 'scale' was compiled with argument 0 'x' a pointer of 8 bytes at 0, "
+            "expected a value of 8 bytes at 0",
+        ),
+    ):
+        with pytest.raises(ToolchainError) as caught:
+            check_inspection(info, dataclasses.replace(right, **change))  # type: ignore[arg-type]
+        assert caught.value.message == problem
+
+
+def test_ptx_memory_is_counted() -> None:
+    source = """
+#define KERNEL extern "C" __attribute__((global))
+__attribute__((shared)) float shared_by_two[10][3];
+KERNEL void one(float* x) { shared_by_two[1][2] = x[0]; __syncthreads(); x[1] = shared_by_two[2][1]; }
+KERNEL void two(float* x, int n) {
+  __attribute__((shared)) static double own[7];
+  float local[9];
+  for (int i = 0; i < 9; ++i) local[i] = x[i];
+  own[n] = x[0]; shared_by_two[n][0] = x[1]; __syncthreads();
+  x[2] = (float)own[n + 1] + local[n] + shared_by_two[0][n];
+}
+KERNEL void none(float* x) { x[0] = 1; }
+"""
+    unit = Unit("memory", source, ("none", "two", "one"))
+    (code,) = compile_units([unit], get_target("sm_90"), toolchain="zig")
+    none, two, one = code.inspection
+    assert (one.lds_bytes, two.lds_bytes, none.lds_bytes) == (120, 120 + 56, 0)
+    assert (one.scratch_bytes, two.scratch_bytes, none.scratch_bytes) == (0, 36, 0)
+    assert none.max_threads == 1024
+
+
+def test_drawn_arguments_have_the_offsets_of_their_alignment() -> None:
+    rng = random.Random(seed := random.randrange(1 << 30))
+    types = {"char": 1, "short": 2, "int": 4, "float*": 8, "double": 8}
+    drawn = [rng.choice(list(types)) for _ in range(rng.randrange(3, 12))]
+    wanted, offset = [], 0
+    for name in drawn:
+        size = types[name]
+        offset = -(-offset // size) * size
+        wanted.append((offset, size, "pointer" if "*" in name else "value"))
+        offset += size
+    parameters = ", ".join(f"{name} a{index}" for index, name in enumerate(drawn))
+    uses = " + ".join(f"a{i}[0]" if "*" in name else f"(float)a{i}" for i, name in enumerate(drawn))
+    source = f'extern "C" __attribute__((global)) void k(float* out, {parameters}) {{ out[0] = {uses}; }}\n'
+    for name in ("gfx1100", "gfx90a", "sm_80"):
+        (code,) = compile_units([Unit("k", source, ("k",))], get_target(name), toolchain="zig")
+        found = [
+            (arg.offset - 8, arg.size, arg.kind) for arg in code.kernel("k").args[1:] if arg.kind != "hidden"
+        ]
+        assert found == wanted, (seed, name)
+
+
+def test_asking_for_a_kernel_that_is_not_there() -> None:
+    (code,) = compile_units([kernel("x[0] = 1;")], GFX1100, toolchain="zig")
+    with pytest.raises(ToolchainError, match="code object 'k' has no kernel 'other', only 'k'"):
+        code.kernel("other")
+
+
+def test_native_features_are_part_of_the_recipe() -> None:
+    native, portable = get_target("native"), get_target("x86-64-v3")
+    unit = Unit("k", 'extern "C" void k() {}', ("k",))
+    chosen = select_toolchain("zig", native)
+    assert isinstance(chosen, ZigToolchain)
+    assert chosen.native
+    other = dataclasses.replace(chosen, native=(*chosen.native, "+amx-int8"))
+    assert chosen.recipe(unit, native) != other.recipe(unit, native)
+    assert chosen.recipe(unit, portable) == other.recipe(unit, portable)
+
+
+def test_without_ziglang_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("forgec.toolchain.select.find_zig", lambda target, runner: None)
+    monkeypatch.setattr("forgec.toolchain.select.find_hipcc", lambda: None)
+    with pytest.raises(ToolchainError) as caught:
+        select_toolchain("zig", GFX1100)
+    assert caught.value.message == "the ziglang package is not installed"
+    assert "pip install 'forgec[toolchain]'" in caught.value.hint
+    with pytest.raises(ToolchainError) as caught:
+        select_toolchain("auto", GFX1100)
+    assert caught.value.message == (
+        "no compiler for gfx1100: no hipcc on PATH, in ROCM_PATH or in /opt/rocm; ziglang is not installed"
+    )
+    assert "ROCm 6" in caught.value.hint
+    with pytest.raises(ToolchainError) as caught:
+        select_toolchain("auto", get_target("sm_90"))
+    assert caught.value.message == "no compiler for sm_90: hipcc is for AMD GPUs; ziglang is not installed"
+    with pytest.raises(ToolchainError, match="unknown toolchain 'nvcc'"):
+        select_toolchain("nvcc", GFX1100)
