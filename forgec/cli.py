@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import click
 
 import forgec
+from forgec.config import configure_logging, load_config
 from forgec.errors import ForgeError
 
 __all__ = ["cli", "main"]
@@ -80,6 +81,9 @@ def _run(argv: list[str]) -> int:
     """Run the command line and return its exit code; nothing but ``--debug`` shows a traceback."""
     debug = "--debug" in argv
     try:
+        config = load_config()
+        debug = debug or config.debug > 0
+        configure_logging(config.debug)
         result = cli.main(args=argv, prog_name="forgec", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as leave:

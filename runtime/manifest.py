@@ -56,7 +56,7 @@ _TOP = {
     "format", "forgec", "model", "math", "kv", "target", "chunk", "ring", "buffers", "kernels", "sequences",
     "symbols", "state", "weights", "tokenizer", "files",
 }  # fmt: skip
-_TOP_OPTIONAL = {"compiler", "schedule", "created", "report"}
+_TOP_OPTIONAL = {"compiler", "traffic"}
 _KERNEL = {"symbol", "file", "block", "args", "kernarg_bytes", "sha256"}
 _KERNEL_OPTIONAL = {"lds_bytes", "vgprs", "sgprs", "scratch_bytes", "spills"}
 _MAX_BYTES = 1 << 48

@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from forgec.compiler import Compiled, compile_model
+from forgec.config import load_config
 from forgec.plan.program import CompileOptions, Program
+from forgec.toolchain import open_cache
 
 __all__ = ["command", "default_output"]
 
@@ -51,6 +53,9 @@ def command(
     destination = output or default_output(model, arch)
     options = CompileOptions(math=math, context=ctx, kv_dtype=kv)
     console = Console(stderr=True)
+    cache, warning = open_cache(load_config())
+    if warning is not None:
+        click.echo(f"forgec: {warning.message}", err=True)
     with _progress(console) as progress:
         tasks = {}
 
@@ -67,6 +72,7 @@ def command(
             toolchain=toolchain,
             force=force,
             dump=dump_dir,
+            cache=cache,
             report=report,
         )
     click.echo(summary(compiled, destination))
