@@ -12,6 +12,7 @@ import forgec
 from forgec.package.weights import CHUNK_BYTES, WeightsDigest
 from forgec.plan.program import STATE_FIELDS, Argument, Launch, Program, Ref
 from forgec.plan.stages import StageParams
+from forgec.plan.traffic import weight_bytes_per_token
 from forgec.toolchain import KernelInfo
 
 __all__ = ["FORMAT", "build_manifest"]
@@ -51,7 +52,7 @@ def build_manifest(
         },
         "symbols": {name: _argument(ref) for name, ref in program.symbols.items()},
         "traffic": {
-            "weight_bytes_per_token": program.weight_bytes_per_token,
+            "weight_bytes_per_token": weight_bytes_per_token(program),
             "kv_bytes_per_position": program.kv_bytes_per_position,
         },
         "state": dict(STATE_FIELDS),

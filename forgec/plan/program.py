@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from forgec.frontend.spec import ModelSpec
 from forgec.plan.stages import StageParams
@@ -114,19 +115,10 @@ class Program:
     def buffer(self, name: str) -> Buffer:
         return next(b for b in self.buffers if b.name == name)
 
-    @property
-    def weight_bytes_per_token(self) -> int:
-        """Bytes of weights that one decode step reads; a table that is only looked up counts with one row."""
-        owner = {offset: t.name for t in self.tensors for offset, _ in t.planes}
-        looked_up, read = set[str](), set[str]()
-        for launch in self.sequences["decode"]:
-            for argument, arg in zip(launch.args, launch.kernel.args, strict=True):
-                if isinstance(argument, Ref) and argument.buffer == "weights":
-                    row = launch.kernel.stage == "embedding" or arg.name == "rope_table"
-                    (looked_up if row else read).add(owner[argument.offset])
-        sizes = {t.name: t for t in self.tensors}
-        whole = sum(sizes[name].bytes for name in read)
-        return whole + sum(sizes[name].bytes // sizes[name].rows for name in looked_up - read)
+    @cached_property
+    def planes(self) -> Mapping[int, tuple[PackedTensor, int]]:
+        """(tensor, bytes) of the plane that starts at each offset of weights.bin."""
+        return {offset: (tensor, size) for tensor in self.tensors for offset, size in tensor.planes}
 
     @property
     def kv_bytes_per_position(self) -> int:

@@ -1,0 +1,86 @@
+"""What a launch must move at least: bytes of weights, KV cache and activations, from its parameters.
+
+A lower bound for rooflines and reports: every byte counts once, caches are taken as perfect for what a
+launch reads twice. Nothing here times or emulates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from forgec.plan.program import Launch, Program, Ref
+from forgec.plan.stages import (
+    AttentionDecodeParams,
+    AttentionPrefillParams,
+    EmbeddingParams,
+    MatmulParams,
+    MatvecParams,
+    NormParams,
+    QuantiseParams,
+    RopeKVParams,
+    SampleParams,
+)
+
+__all__ = ["Traffic", "launch_traffic", "weight_bytes_per_token"]
+
+F32 = 4
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of one launch: ``weights`` and ``cache`` read, ``activations`` read and written."""
+
+    weights: int
+    cache: int
+    activations: int
+
+    @property
+    def bytes(self) -> int:
+        return self.weights + self.cache + self.activations
+
+
+def launch_traffic(launch: Launch, program: Program, rows: int, position: int) -> Traffic:
+    """Bytes that a launch moves for ``rows`` rows when ``position`` tokens are in the KV cache."""
+    kernel = launch.kernel
+    element = 2 if program.kv_dtype == "f16" else 4
+    cache = 0
+    match kernel:
+        case MatvecParams():
+            activations = F32 * (kernel.cols + kernel.out_rows)
+            if kernel.rope is not None:
+                cache = element * 2 * kernel.rope.kv_heads * kernel.rope.head_length
+        case MatmulParams():
+            x = kernel.cols if kernel.act == "q8" else F32 * kernel.cols
+            activations = rows * (x + F32 * kernel.out_rows)
+        case AttentionDecodeParams() | AttentionPrefillParams():
+            activations = rows * F32 * 2 * kernel.heads * kernel.head_length
+            cache = element * 2 * kernel.kv_heads * kernel.head_length * (position + rows)
+        case EmbeddingParams():
+            activations = rows * F32 * kernel.cols
+        case NormParams() | QuantiseParams():
+            activations = rows * F32 * 2 * kernel.cols
+        case RopeKVParams():
+            activations = rows * F32 * 2 * kernel.rope.width
+        case SampleParams():
+            activations = F32 * kernel.vocab
+        case _:
+            activations = 0
+    return Traffic(_weight_bytes(launch, program, rows), cache, activations)
+
+
+def weight_bytes_per_token(program: Program) -> int:
+    """Bytes of weights that one decode step reads."""
+    return sum(launch_traffic(launch, program, 1, 0).weights for launch in program.sequences["decode"])
+
+
+def _weight_bytes(launch: Launch, program: Program, rows: int) -> int:
+    """Bytes of weights.bin behind the launch's pointers; of tables that are looked up, ``rows`` rows."""
+    owner = program.planes
+    total = 0
+    for argument, arg in zip(launch.args, launch.kernel.args, strict=True):
+        if not isinstance(argument, Ref) or argument.buffer != "weights":
+            continue
+        tensor, size = owner[argument.offset]
+        looked_up = isinstance(launch.kernel, EmbeddingParams) or arg.name == "rope_table"
+        total += min(size, rows * size // tensor.rows) if looked_up else size
+    return total
