@@ -208,7 +208,7 @@ def read_rope(keys: ModelKeys, key_length: int, context_length: int) -> RopeSpec
         attention_factor *= _yarn_attention_factor(keys, factor)
     return RopeSpec(
         dimension_count=dimension_count,
-        freq_base=keys.number("rope.freq_base", 1.0 + 1e-6, 1e15, 10000.0),
+        freq_base=keys.number("rope.freq_base", 1.01, 1e15, 10000.0),
         interleaved=keys.architecture in INTERLEAVED_ARCHITECTURES,
         scaling=scaling,
         factor=1.0 if scaling == "none" else factor,
