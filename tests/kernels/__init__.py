@@ -1,0 +1,1 @@
+"""Kernel tests: every stage compiled alone and compared with a float64 reference."""
