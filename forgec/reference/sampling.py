@@ -1,7 +1,8 @@
-"""The meaning of the sampler: logits, settings and the index of the token in, one token id out.
+"""The meaning of the sampler, bit for bit: logits, settings and the index of the token in, one token id out.
 
-The order is temperature, then top-k, then top-p, as in Hugging Face transformers and vLLM. The random number
-depends on seed and index alone, so a token can be drawn again; nothing here keeps a state.
+The order is temperature, then top-k, then top-p, as in Hugging Face transformers and vLLM. Weights are fixed-point
+integers and the random number depends on seed and index alone, so that this module and every device agree on
+each token exactly; nothing here keeps a state.
 """
 
 from __future__ import annotations
@@ -14,9 +15,24 @@ import numpy.typing as npt
 
 from forgec.errors import UsageError
 
-__all__ = ["SamplerSettings", "philox4x32", "philox_uniform", "probabilities", "sample"]
+__all__ = [
+    "SamplerSettings",
+    "masses",
+    "philox4x32",
+    "philox_u64",
+    "philox_uniform",
+    "probabilities",
+    "sample",
+    "surviving",
+]
 
 _MASK = 0xFFFFFFFF
+#: Weight of the largest logit: weights are in units of 2^-40.
+_ONE = 1 << 40
+#: Polynomial of 2^r - 1 over r on [0, 1) in units of 2^-31, highest power first (minimax, error 2e-9).
+_POLYNOMIAL = (464134, 2677449, 20777875, 119153732, 515888506, 1488521944)
+
+Masses = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -56,43 +72,88 @@ def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tupl
     return c0, c1, c2, c3
 
 
+def philox_u64(seed: int, index: int) -> int:
+    """64 random bits per token ``index``: Philox words 0 (low) and 1 (high) of counter (index, 0, 0, 0)."""
+    words = philox4x32((index & _MASK, 0, 0, 0), (seed & _MASK, seed >> 32))
+    return words[1] << 32 | words[0]
+
+
 def philox_uniform(seed: int, index: int) -> float:
-    """A number in [0, 1) per token ``index``: the first Philox word of counter (index, 0, 0, 0) over 2^32."""
-    return philox4x32((index & _MASK, 0, 0, 0), (seed & _MASK, seed >> 32))[0] / 2.0**32
+    """The same bits as a number in [0, 1]: over 2^64, rounded to float64."""
+    return philox_u64(seed, index) / 2.0**64
+
+
+def masses(logits: npt.NDArray[Any], temperature: float) -> Masses:
+    """Softmax weights at ``temperature`` > 0 in units of 2^-40 of the largest: uint64 [vocabulary].
+
+    The logits are taken as f32. Every logit equal to the largest weighs exactly 2^40; below 2^-41 of that a
+    weight is 0, and so is that of a NaN. One f32 subtraction and one f32 product come first, the rest is
+    integer arithmetic.
+    """
+    x = np.asarray(logits, np.float32)
+    numbers = ~np.isnan(x)
+    if not numbers.any():
+        return np.zeros(x.shape, np.uint64)
+    top = x[numbers].max()
+    with np.errstate(all="ignore"):
+        y = (x - top) * (np.float32(1.4426950408889634) / np.float32(temperature))
+        heard = y > np.float32(-41.0)
+    fixed = (np.where(heard, y, np.float32(0)) * np.float32(2**24)).astype(np.int32)
+    fraction = (fixed.view(np.uint32) << np.uint32(8)).astype(np.uint64)
+    power = np.full(x.shape, _POLYNOMIAL[0], np.uint64)
+    for coefficient in (*_POLYNOMIAL[1:], 1 << 31):
+        power = np.uint64(coefficient) + ((power * fraction) >> np.uint64(32))
+    shifted = (power << np.uint64(9)) >> (-(fixed >> 24)).astype(np.uint64)
+    found: Masses = np.where(x == top, np.uint64(_ONE), np.where(heard, shifted, np.uint64(0)))
+    return found
+
+
+def surviving(logits: npt.NDArray[Any], settings: SamplerSettings) -> Masses:
+    """The weights of ``masses`` with 0 for what top-k and top-p cut: uint64 [vocabulary].
+
+    top-k keeps the k largest logits, top-p of these the fewest in descending order whose weights reach top_p
+    (in units of 2^-32, rounded down) of their sum: the token that crosses the edge stays. Of equal logits at
+    an edge those with lower ids stay.
+    """
+    x = np.asarray(logits, np.float32)
+    weights = masses(x, settings.temperature)
+    order = np.argsort(-np.where(np.isnan(x), np.float32(-np.inf), x), kind="stable")
+    order = order[~np.isnan(x[order])]
+    if 0 < settings.top_k < x.size:
+        order = order[: settings.top_k]
+    if np.float32(settings.top_p) < 1:
+        cumulated = np.cumsum(weights[order], dtype=np.uint64)
+        share = int(np.float32(settings.top_p) * np.float32(2**32))
+        goal = max(1, -(-share * int(cumulated[-1]) // 2**32)) if order.size else 0
+        order = order[: int(np.searchsorted(cumulated, np.uint64(goal))) + 1]
+    kept = np.zeros_like(weights)
+    kept[order] = weights[order]
+    return kept
 
 
 def probabilities(logits: npt.NDArray[Any], settings: SamplerSettings) -> npt.NDArray[np.float64]:
-    """The distribution that a token is drawn from: float64 like ``logits`` [vocabulary], sum 1.
-
-    top-k keeps the k largest logits; top-p keeps, from the largest down, the fewest tokens whose probability
-    reaches top_p. Tokens that tie with the last one kept are kept too, so no order of equals matters.
-    """
-    values = np.asarray(logits, np.float64)
+    """The distribution that a token is drawn from: float64 [vocabulary], sum 1."""
     if settings.temperature == 0:
-        greedy = np.zeros_like(values)
-        greedy[int(np.argmax(values))] = 1.0
-        return greedy
-    values = values / settings.temperature
-    if 0 < settings.top_k < values.size:
-        values = np.where(values >= np.partition(values, -settings.top_k)[-settings.top_k], values, -np.inf)
-    masses: npt.NDArray[np.float64] = np.exp(values - values.max())
-    masses /= masses.sum()
-    if settings.top_p < 1:
-        descending = np.sort(masses)[::-1]
-        last = int(np.searchsorted(np.cumsum(descending), settings.top_p))
-        masses = np.where(masses >= descending[min(last, masses.size - 1)], masses, 0.0)
-        masses /= masses.sum()
-    return masses
+        certain = np.zeros(np.shape(logits), np.float64)
+        certain[_greedy(logits)] = 1.0
+        return certain
+    kept = surviving(logits, settings).astype(np.float64)
+    shares: npt.NDArray[np.float64] = kept / max(kept.sum(), 1.0)
+    return shares
 
 
 def sample(logits: npt.NDArray[Any], settings: SamplerSettings, index: int) -> int:
-    """Token ``index`` of a sequence: the first id, in order of id, whose cumulated mass exceeds the uniform
-    number of ``index``. Greedy takes the lowest id among the largest logits."""
-    masses = probabilities(logits, settings)
-    if settings.temperature == 0:
-        return int(np.argmax(masses))
-    cumulated = np.cumsum(masses)
-    drawn = int(
-        np.searchsorted(cumulated, philox_uniform(settings.seed, index) * cumulated[-1], side="right")
-    )
-    return min(drawn, int(np.flatnonzero(masses)[-1]))
+    """Token ``index`` of a sequence: the first id, in order of id, at which the sum of weights exceeds the random
+    number of ``index`` times the whole. Greedy takes the lowest id among the largest logits; a NaN loses
+    against everything, and all NaN give token 0."""
+    if settings.temperature == 0 or np.isnan(np.asarray(logits, np.float32)).all():
+        return _greedy(logits)
+    cumulated = np.cumsum(surviving(logits, settings), dtype=np.uint64)
+    threshold = philox_u64(settings.seed, index) * int(cumulated[-1]) >> 64
+    return int(np.searchsorted(cumulated, np.uint64(threshold), side="right"))
+
+
+def _greedy(logits: npt.NDArray[Any]) -> int:
+    x = np.asarray(logits, np.float32)
+    numbers = np.flatnonzero(~np.isnan(x))
+    return int(numbers[np.argmax(x[numbers])]) if numbers.size else 0
