@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -196,3 +197,22 @@ def test_the_debug_ladder_sets_the_logging(debug: int, level: int, monkeypatch: 
         assert (logger.level, len(logger.handlers)) == (level, 1)
     finally:
         logger.setLevel(before)
+
+
+def test_processes_may_share_the_cache(tmp_path: Path) -> None:
+    cache = cache_at(tmp_path)
+    key = "ab" * 32
+    versions = [Compiled(os.urandom(200_000), "text", "") for _ in range(4)]
+    cache.store(key, versions[0])
+
+    def work(version: Compiled) -> list[Compiled | None]:
+        seen = []
+        for _ in range(20):
+            assert cache.store(key, version) is None
+            seen.append(cache.load(key))
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        for seen in pool.map(work, versions):
+            assert all(entry in versions for entry in seen)
+    assert [path.name for path in cache.directory.glob("*/*")] == [f"{key}.entry"]
