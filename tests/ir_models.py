@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,9 +58,14 @@ def random_model(rng: np.random.Generator, **changes: Any) -> TinyModel:
     return dataclasses.replace(model, **changes)
 
 
-def one_layer(**changes: Any) -> Graph:
-    """The smallest llama."""
-    return imported(dataclasses.replace(TinyModel(block_count=1), **changes)).graph
+@functools.cache
+def _one_layer(tied: bool) -> Graph:
+    return imported(TinyModel(block_count=1, tied=tied)).graph
+
+
+def one_layer(tied: bool = False) -> Graph:
+    """The smallest llama; a graph of its own for every call, so that tests may add to it."""
+    return _one_layer(tied).replace()
 
 
 def with_node(graph: Graph, name: str, op: Op, *inputs: str, layer: int | None = 0) -> Graph:

@@ -184,6 +184,6 @@ def test_a_pass_that_breaks_the_graph_is_named() -> None:
             return broken
 
     with pytest.raises(
-        VerifyError, match="^after pass 'broken': output 'nothing' is not a value of the graph$"
+        VerifyError, match=r"^after pass 'broken': output 'nothing' is not a value of the graph$"
     ):
         run_passes(one_layer(), GFX1100, [Broken()])
