@@ -1,8 +1,8 @@
 """A hand-written package with toy kernels, to test the runtime without the compiler.
 
-The toy "model" has a KV cache of token ids. Its next token is a letter chosen by a checksum over all cached ids
-and their positions, so one wrong cache entry, row or position changes the text; ``expected_tokens`` says what must
-come out. The kernels are one source for the CPU (a shared object) and NVIDIA GPUs (PTX).
+The toy "model" has a KV cache of token ids. Its next token is a letter chosen by a checksum over all cached
+ids and their positions, so one wrong cache entry, row or position changes the text; ``expected_tokens`` says
+what must come out. The kernels are one source for the CPU (a shared object) and NVIDIA GPUs (PTX).
 """
 
 from __future__ import annotations

@@ -1,0 +1,84 @@
+"""Pinned host memory between Python and a GPU: chunks on their way to the device, and small reads on the way
+back.
+
+The GPU drivers share the bookkeeping here and supply the calls. A copy from pageable memory would make the
+driver stop and stage it itself; here the next chunk is filled (and its page faults are taken) while one is
+under way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, Protocol
+
+import numpy as np
+
+from .driver import Buffer
+
+__all__ = ["FETCH_BYTES", "FETCH_SLOTS", "Staging", "StagingCalls"]
+
+CHUNK_BYTES = 4 << 20
+CHUNKS = 2
+FETCH_BYTES = 64
+FETCH_SLOTS = 64
+_FETCH_OFFSET = CHUNKS * CHUNK_BYTES
+_TOTAL = _FETCH_OFFSET + FETCH_SLOTS * FETCH_BYTES
+
+
+class StagingCalls(Protocol):
+    """What a GPU driver supplies: pinned memory, copies on its stream, and events on it."""
+
+    def pinned_alloc(self, size: int) -> int: ...
+    def pinned_free(self, address: int) -> None: ...
+    def copy_to_device(self, device: int, host: int, size: int) -> None: ...
+    def copy_to_host(self, host: int, device: int, size: int) -> None: ...
+    def event_create(self) -> Any: ...
+    def event_record(self, event: Any) -> None: ...
+    def event_synchronize(self, event: Any) -> None: ...
+    def event_destroy(self, event: Any) -> None: ...
+
+
+class Staging:
+    """A ring of upload chunks and a ring of read-back slots in one pinned allocation."""
+
+    def __init__(self, calls: StagingCalls) -> None:
+        self._calls = calls
+        self._base = calls.pinned_alloc(_TOTAL)
+        self._events = [calls.event_create() for _ in range(CHUNKS + FETCH_SLOTS)]
+        self._used = [False] * CHUNKS
+        self._next_chunk = 0
+        self._next_slot = 0
+
+    def upload(self, device: int, data: Buffer) -> None:
+        """Copy ``data`` to the device address; returns when ``data`` has been read."""
+        view = np.frombuffer(data, dtype=np.uint8)
+        for start in range(0, view.size, CHUNK_BYTES):
+            piece = view[start : start + CHUNK_BYTES]
+            index = self._next_chunk
+            self._next_chunk = (index + 1) % CHUNKS
+            if self._used[index]:
+                self._calls.event_synchronize(self._events[index])
+            host = self._base + index * CHUNK_BYTES
+            ctypes.memmove(host, piece.ctypes.data, piece.size)
+            self._calls.copy_to_device(device + start, host, piece.size)
+            self._calls.event_record(self._events[index])
+            self._used[index] = True
+
+    def fetch(self, device: int, size: int) -> tuple[int, int]:
+        """Queue a read of at most FETCH_BYTES; the ticket stays valid for FETCH_SLOTS further reads."""
+        assert size <= FETCH_BYTES
+        slot = self._next_slot
+        self._next_slot = (slot + 1) % FETCH_SLOTS
+        self._calls.copy_to_host(self._base + _FETCH_OFFSET + slot * FETCH_BYTES, device, size)
+        self._calls.event_record(self._events[CHUNKS + slot])
+        return slot, size
+
+    def wait(self, ticket: tuple[int, int]) -> bytes:
+        slot, size = ticket
+        self._calls.event_synchronize(self._events[CHUNKS + slot])
+        return ctypes.string_at(self._base + _FETCH_OFFSET + slot * FETCH_BYTES, size)
+
+    def close(self) -> None:
+        for event in self._events:
+            self._calls.event_destroy(event)
+        self._calls.pinned_free(self._base)
