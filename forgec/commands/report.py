@@ -183,7 +183,8 @@ def _print(program: Program, reports: tuple[KernelReport, ...], position: int) -
     seconds = moved / target.bandwidth + len(decode) * target.launch_seconds
     console.print(
         f"a token at position {position}: {len(decode)} launches, {moved / 1e6:,.1f} MB; "
-        f"predicted by the roofline of {target.name} ({target.bandwidth / 1e9:,.0f} GB/s, {target.launch_seconds * 1e6:.1f} us a launch): "
+        f"predicted by the roofline of {target.name} ({target.bandwidth / 1e9:,.0f} GB/s, "
+        f"{target.launch_seconds * 1e6:.1f} us a launch): "
         f"{seconds * 1e3:.2f} ms, {1 / seconds:,.0f} tok/s"
     )
     formats = ", ".join(
