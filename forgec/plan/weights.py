@@ -38,15 +38,16 @@ def place_weights(graph: Graph, context: int) -> tuple[dict[str, PackedTensor], 
 def _place(value: Value, at: int, context: int) -> PackedTensor:
     """Lay the planes of one value out from byte ``at``."""
     rows, cols = _matrix_shape(value, context)
-    if value.layout == "plain":
+    layout = "plain" if value.kind == "constant" else value.layout
+    if layout == "plain":
         sizes: tuple[int, ...] = (4 * rows * cols,)
     else:
-        sizes = plane_bytes(value.dtype, value.layout, rows, cols)
+        sizes = plane_bytes(value.dtype, layout, rows, cols)
     planes = []
     for size in sizes:
         planes.append((at, size))
         at = align(at + size)
-    return PackedTensor(value.name, value.tensor or "", value.dtype, value.layout, rows, cols, tuple(planes))
+    return PackedTensor(value.name, value.tensor or "", value.dtype, layout, rows, cols, tuple(planes))
 
 
 def _matrix_shape(value: Value, context: int) -> tuple[int, int]:
