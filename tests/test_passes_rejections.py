@@ -129,6 +129,13 @@ def test_qkv_has_all_biases_or_none(biased: tuple[str, ...]) -> None:
     check_rejected(FuseQKV(), graph, "layer0.attn_qkv")
 
 
+def test_qkv_rotates_the_heads_of_the_cache() -> None:
+    """As many values, but rotated as heads twice as long as those of the cache."""
+    graph = with_op(one_layer(), "layer0.attn_q_rope", ops.Rope(2, 32, 16, True))
+    graph = with_op(graph, "layer0.attn_k_rope", ops.Rope(1, 32, 16, True))
+    check_rejected(FuseQKV(), graph, "layer0.attn_qkv")
+
+
 def test_qkv_without_rotation_is_another_pattern() -> None:
     graph = with_inputs(one_layer(), "layer0.attn_qk", q="layer0.attn_q")
     check_rejected(FuseQKV(), graph, "layer0.attn_qkv")
