@@ -50,6 +50,16 @@ class EmbeddingParams(StageParams):
         return f"embedding_{self.format}{'_decode' if self.decode else ''}"
 
     @property
+    def source(self) -> str:
+        """Where tokens come from: ``templates/lib/tokens_<source>``."""
+        return "state" if self.decode else "prompt"
+
+    @property
+    def planes(self) -> str:
+        """C expressions of the two planes; float formats have one."""
+        return "w0p0, w0p1" if plane_count(self.format, self.layout) > 1 else "w0p0, nullptr"
+
+    @property
     def args(self) -> tuple[Arg, ...]:
         planes = planes_of("w0", self.format, self.layout)
         return (STATE, Arg("tokens", "const i32*"), *planes, Arg("out", "float*"))
@@ -72,9 +82,17 @@ class NormParams(StageParams):
         return f"norm_{self.output}"
 
     @property
+    def output_args(self) -> tuple[Arg, ...]:
+        return Q8_OUT if self.output == "q8" else (Arg("y", "float*"),)
+
+    @property
+    def outputs(self) -> str:
+        """The outputs as passed on by the stage."""
+        return ", ".join(a.name for a in self.output_args)
+
+    @property
     def args(self) -> tuple[Arg, ...]:
-        outputs = Q8_OUT if self.output == "q8" else (Arg("y", "float*"),)
-        return (STATE, Arg("x", "const float*"), Arg("weight", "const float*"), *outputs)
+        return (STATE, Arg("x", "const float*"), Arg("weight", "const float*"), *self.output_args)
 
 
 Q8_OUT = (Arg("yq", "i8*"), Arg("yd", "float*"), Arg("ys", "float*"))
@@ -282,13 +300,26 @@ class MatmulParams(LinearParams):
         return "matmul"
 
     @property
+    def sets(self) -> int:
+        """Matrices that a tile multiplies at once."""
+        return 2 if self.epilogue == "swiglu" else 1
+
+    @property
+    def activation_args(self) -> tuple[Arg, ...]:
+        return Q8_IN if self.act == "q8" else (Arg("x", "const float*"),)
+
+    @property
+    def activation_names(self) -> str:
+        """The activations as passed on by the stage."""
+        return ", ".join(a.name for a in self.activation_args)
+
+    @property
     def title(self) -> str:
         return f"matmul_{self.tag}"
 
     @property
     def args(self) -> tuple[Arg, ...]:
-        x = Q8_IN if self.act == "q8" else (Arg("x", "const float*"),)
-        return (STATE, *x, *self.weight_args, *self.tail_args)
+        return (STATE, *self.activation_args, *self.weight_args, *self.tail_args)
 
 
 @dataclass(frozen=True)
