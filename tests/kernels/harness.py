@@ -35,9 +35,7 @@ DEVICES = {
     "cuda": "sm_90",
 }
 #: For ``@pytest.mark.parametrize("device", EVERY_DEVICE)``.
-EVERY_DEVICE = [
-    pytest.param(name, marks=[pytest.mark.gpu] if name == "cuda" else []) for name in DEVICES
-]
+EVERY_DEVICE = [pytest.param(name, marks=[pytest.mark.gpu] if name == "cuda" else []) for name in DEVICES]
 GUARD_BYTES = 256
 GUARD = 0xA5
 EPS32 = 2.0**-23
@@ -331,7 +329,9 @@ def print_seed(seed: Sequence[int]) -> None:
     sys.stdout.write(f"seed: {list(seed)}\n")
 
 
-def random_weights(rng: np.random.Generator, format: str, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
+def random_weights(
+    rng: np.random.Generator, format: str, rows: int, cols: int
+) -> tuple[np.ndarray, np.ndarray]:
     """GGUF bytes of a random [rows, cols] matrix, and its values in float64."""
     if format in ("f32", "f16", "bf16"):
         values = rng.standard_normal((rows, cols)).astype(np.float32) / np.float32(np.sqrt(cols))
@@ -345,7 +345,9 @@ def random_weights(rng: np.random.Generator, format: str, rows: int, cols: int) 
     return _random_blocks(rng, format, rows, cols)
 
 
-def _random_blocks(rng: np.random.Generator, format: str, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
+def _random_blocks(
+    rng: np.random.Generator, format: str, rows: int, cols: int
+) -> tuple[np.ndarray, np.ndarray]:
     shape = (rows, cols // 32)
     d = (rng.uniform(0.5, 1.5, shape) / (8 * np.sqrt(cols))).astype(np.float16)
     d *= rng.choice(np.array([1, 1, 1, -1, 0], np.float16), shape)
@@ -375,7 +377,7 @@ def packed_weights(
 
 
 def quantise_q8(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """int8 activations of f32 [rows, cols]: q int8 [rows, cols], d and s = d * sum(q) f32 [rows, cols / 32]."""
+    """int8 activations of f32 [rows, cols]: q int8 like x, d and s = d * sum(q) f32 [rows, cols / 32]."""
     groups = x.astype(np.float32).reshape(x.shape[0], -1, 32)
     largest = np.abs(groups).max(-1)
     with np.errstate(divide="ignore"):
@@ -386,7 +388,9 @@ def quantise_q8(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return q.astype(np.int8).reshape(x.shape), d, s
 
 
-def assert_close(actual: np.ndarray, expected: np.ndarray, magnitude: np.ndarray | float, length: int) -> None:
+def assert_close(
+    actual: np.ndarray, expected: np.ndarray, magnitude: np.ndarray | float, length: int
+) -> None:
     """|actual - expected| within the rounding of an f32 sum of ``length`` terms.
 
     ``magnitude`` bounds the sum of the terms' absolute values. Roundings of a sum in any order add up like a

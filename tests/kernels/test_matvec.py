@@ -125,7 +125,9 @@ def products(
 @pytest.mark.parametrize(
     ("format", "act"), [(f, "f32") for f in FORMATS] + [(f, "q8") for f in BLOCKED], ids="-".join
 )
-def test_every_format_stores_the_product(rng: np.random.Generator, format: str, act: str, device: str) -> None:
+def test_every_format_stores_the_product(
+    rng: np.random.Generator, format: str, act: str, device: str
+) -> None:
     lanes = int(2 ** rng.integers(0, 6))
     rows = int(rng.integers(1, 70))
     case = run_case(rng, [(format, rows)], cols_for(rng), act=act, lanes=lanes, device=device)

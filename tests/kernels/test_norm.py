@@ -1,0 +1,68 @@
+"""RMSNorm and int8 quantisation of prompt rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from forgec.plan.stages import NormParams, QuantiseParams
+from tests.kernels.harness import EPS32, EVERY_DEVICE, State, assert_close, common, quantise_q8, run_stage
+
+EPS = 1e-5
+
+
+def rows_of_x(rng: np.random.Generator) -> np.ndarray:
+    """f32 [rows, cols] with one row of zeros and one of large values."""
+    rows, cols = int(rng.integers(3, 8)), 32 * int(rng.integers(1, 40))
+    x = rng.standard_normal((rows, cols)).astype(np.float32)
+    x[1] = 0
+    x[2] *= 1e4
+    return x
+
+
+def q8_outputs(x: np.ndarray) -> dict[str, np.ndarray]:
+    scales = np.full((len(x), x.shape[1] // 32), np.nan, np.float32)
+    return {"yq": np.full(x.shape, 99, np.int8), "yd": scales, "ys": scales.copy()}
+
+
+@pytest.mark.parametrize("device", EVERY_DEVICE)
+def test_norm_f32(rng: np.random.Generator, device: str) -> None:
+    x = rows_of_x(rng)
+    weight = rng.uniform(-2, 2, x.shape[1]).astype(np.float32)
+    params = NormParams(*common(device), x.shape[1], EPS, "f32")
+    y = np.full((len(x) + 1, x.shape[1]), np.nan, np.float32)
+    result = run_stage(params, {"x": x, "weight": weight, "y": y}, state=State(rows=len(x)), device=device)
+    expected = x / np.sqrt((x.astype(np.float64) ** 2).mean(1, keepdims=True) + EPS) * weight
+    assert_close(result["y"][: len(x)], expected, np.abs(expected), 4)
+    assert np.isnan(result["y"][len(x) :]).all(), "a row beyond state.rows was written"
+
+
+@pytest.mark.parametrize("device", EVERY_DEVICE)
+def test_norm_q8(rng: np.random.Generator, device: str) -> None:
+    x = rows_of_x(rng)
+    weight = rng.uniform(0.5, 2, x.shape[1]).astype(np.float32)
+    params = NormParams(*common(device), x.shape[1], EPS, "q8")
+    result = run_stage(
+        params, {"x": x, "weight": weight, **q8_outputs(x)}, state=State(rows=len(x)), device=device
+    )
+    exact = x / np.sqrt((x.astype(np.float64) ** 2).mean(1, keepdims=True) + EPS) * weight
+    d = np.repeat(result["yd"].astype(np.float64), 32, axis=1)
+    # Half a step of quantisation, and the rounding of the norm.
+    assert (np.abs(result["yq"] * d - exact) <= d * (0.5 + 1e-4) + 16 * EPS32 * np.abs(exact)).all()
+    largest = np.abs(exact).reshape(*result["yd"].shape, 32).max(-1)
+    assert_close(result["yd"], largest / 127, largest, 4)
+    sums = result["yq"].reshape(*result["yd"].shape, 32).astype(np.float64).sum(-1)
+    assert_close(result["ys"], result["yd"] * sums, np.abs(result["yd"] * sums), 1)
+
+
+@pytest.mark.parametrize("device", EVERY_DEVICE)
+def test_quantise_is_exact(rng: np.random.Generator, device: str) -> None:
+    x = rows_of_x(rng)
+    x[0, :32] = np.arange(-127, -95) / np.float32(2)  # exact ties: half to even
+    x[0, 0] = -127.0
+    params = QuantiseParams(*common(device), x.shape[1])
+    result = run_stage(params, {"x": x, **q8_outputs(x)}, state=State(rows=len(x)), device=device)
+    q, d, s = quantise_q8(x)
+    assert np.array_equal(result["yq"], q)
+    assert np.array_equal(result["yd"], d)
+    assert np.array_equal(result["ys"], s)
