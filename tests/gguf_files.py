@@ -14,6 +14,10 @@ from typing import Any
 import gguf
 import libgguf
 import numpy as np
+import pytest
+
+from forgec.errors import ForgeError, GGUFError
+from forgec.frontend import open_gguf
 
 BYTE_TOKENS = 256
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -209,6 +213,14 @@ class TinyModel:
         return write_gguf(path, self.all_metadata(), tensors)
 
 
+def refusal(path: Path, kind: type[ForgeError] = GGUFError) -> tuple[str, str]:
+    """(message, hint) with which opening the file is refused."""
+    with pytest.raises(kind) as caught:
+        open_gguf(path)
+    assert type(caught.value) is kind
+    return caught.value.message, caught.value.hint
+
+
 def string_bytes(text: str | bytes) -> bytes:
     raw = text.encode() if isinstance(text, str) else text
     return struct.pack("<Q", len(raw)) + raw
@@ -221,6 +233,14 @@ def value_bytes(kind: int, payload: bytes) -> bytes:
 def array_bytes(kind: int, items: Sequence[bytes], count: int | None = None) -> bytes:
     """The payload of an array value; ``count`` may lie about the number of items."""
     return struct.pack("<IQ", kind, len(items) if count is None else count) + b"".join(items)
+
+
+def u32_value(value: int) -> bytes:
+    return value_bytes(4, struct.pack("<I", value))
+
+
+def text_value(value: str | bytes) -> bytes:
+    return value_bytes(8, string_bytes(value))
 
 
 @dataclass

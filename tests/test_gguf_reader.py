@@ -1,19 +1,18 @@
-"""The GGUF reader: files of gguf-py read back exactly, and each kind of damage is refused by its message."""
+"""The GGUF reader: files of gguf-py read back exactly, shards and paths that do not work refused."""
 
 from __future__ import annotations
 
 import os
 import struct
 import time
-import tracemalloc
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 
-from forgec.errors import ForgeError, GGUFError, UnsupportedModelError
-from forgec.frontend import GGUFFile, open_gguf
+from forgec.errors import GGUFError
+from forgec.frontend import open_gguf
 from forgec.frontend.quant import QUANT_BY_NAME
 from tests.gguf_files import (
     Encoded,
@@ -21,30 +20,16 @@ from tests.gguf_files import (
     TinyModel,
     array_bytes,
     encode,
+    refusal,
     string_bytes,
+    text_value,
+    u32_value,
     value_bytes,
     write_gguf,
 )
 from tests.smollm2 import require_smollm2
 
-STRING, ARRAY, BOOL, U32 = 8, 9, 7, 4
-DAMAGED = "The file is damaged or an incomplete download; fetch it again."
-
-
-def refusal(path: Path, kind: type[ForgeError] = GGUFError) -> tuple[str, str]:
-    """(message, hint) with which opening the file is refused."""
-    with pytest.raises(kind) as caught:
-        open_gguf(path)
-    assert type(caught.value) is kind
-    return caught.value.message, caught.value.hint
-
-
-def u32(value: int) -> bytes:
-    return value_bytes(U32, struct.pack("<I", value))
-
-
-def text(value: str | bytes) -> bytes:
-    return value_bytes(STRING, string_bytes(value))
+STRING, ARRAY, U32 = 8, 9, 4
 
 
 class TestReading:
@@ -139,7 +124,7 @@ class TestReading:
     @pytest.mark.parametrize("alignment", [1, 8, 64, 4096])
     def test_custom_alignment(self, tmp_path: Path, alignment: int) -> None:
         raw = RawGGUF(
-            keys=[("general.alignment", u32(alignment))],
+            keys=[("general.alignment", u32_value(alignment))],
             tensors=[("a", (3,), 24, 0), ("b", (2,), 24, -(-3 // alignment) * alignment)],
             data=bytes([1, 2, 3]) + bytes(-3 % alignment) + bytes([4, 5]),
             alignment=alignment,
@@ -148,13 +133,13 @@ class TestReading:
             assert model.array("a").tolist() == [1, 2, 3] and model.array("b").tolist() == [4, 5]
 
     def test_version_2(self, tmp_path: Path) -> None:
-        raw = RawGGUF(version=2, keys=[("k", u32(7))], tensors=[("a", (1,), 24, 0)], data=b"\x05")
+        raw = RawGGUF(version=2, keys=[("k", u32_value(7))], tensors=[("a", (1,), 24, 0)], data=b"\x05")
         with open_gguf(raw.write(tmp_path / "m.gguf")) as model:
             assert (model.version, model.metadata["k"]) == (2, 7)
             assert model.array("a").tolist() == [5]
 
     def test_a_file_without_tensors_opens(self, tmp_path: Path) -> None:
-        with open_gguf(RawGGUF(keys=[("k", u32(1))]).write(tmp_path / "m.gguf")) as model:
+        with open_gguf(RawGGUF(keys=[("k", u32_value(1))]).write(tmp_path / "m.gguf")) as model:
             assert dict(model.tensors) == {} and model.path == tmp_path / "m.gguf"
 
     def test_arrays_outlive_close_and_tensors_do_not(self, tmp_path: Path) -> None:
@@ -187,9 +172,9 @@ class TestReading:
             ]
         )
         path = raw.write(tmp_path / "m.gguf")
-        begin = time.perf_counter()
+        begin = time.process_time()
         model = open_gguf(path)
-        elapsed = time.perf_counter() - begin
+        elapsed = time.process_time() - begin
         found = model.metadata["tokenizer.ggml.tokens"]
         assert (found[0], found[count - 1]) == ("token 0 é", f"token {count - 1} é")
         assert model.metadata["tokenizer.ggml.scores"][-1] == count - 1
@@ -275,7 +260,11 @@ class TestShards:
 
     def split(self, folder: Path, number: int, tensor: str, total: int = 2) -> Path:
         raw = RawGGUF(
-            keys=[("split.no", u32(number)), ("split.count", u32(2)), ("split.tensors.count", u32(total))],
+            keys=[
+                ("split.no", u32_value(number)),
+                ("split.count", u32_value(2)),
+                ("split.tensors.count", u32_value(total)),
+            ],
             tensors=[(tensor, (1,), 24, 0)],
             data=b"\0",
         )
@@ -298,8 +287,8 @@ class TestShards:
     @pytest.mark.parametrize(
         ("value", "message"),
         [
-            (text("two"), "metadata key 'split.count' of 'm.gguf' must be a count, found 'two'"),
-            (u32(4000), "'m.gguf' claims 4000 shards; at most 1024 are accepted"),
+            (text_value("two"), "metadata key 'split.count' of 'm.gguf' must be a count, found 'two'"),
+            (u32_value(4000), "'m.gguf' claims 4000 shards; at most 1024 are accepted"),
             (
                 value_bytes(ARRAY, array_bytes(U32, [])),
                 "metadata key 'split.count' of 'm.gguf' must be a count, found an array of 0 items",
@@ -311,7 +300,7 @@ class TestShards:
 
     @pytest.mark.parametrize("count", [0, 1])
     def test_a_split_count_of_nought_or_one_is_a_whole_file(self, tmp_path: Path, count: int) -> None:
-        with open_gguf(RawGGUF(keys=[("split.count", u32(count))]).write(tmp_path / "m.gguf")) as model:
+        with open_gguf(RawGGUF(keys=[("split.count", u32_value(count))]).write(tmp_path / "m.gguf")) as model:
             assert model.metadata["split.count"] == count
 
 
@@ -351,321 +340,6 @@ class TestPaths:
 
         monkeypatch.setattr(Path, "open", deny)  # chmod does not stop root, who may run the tests
         assert refusal(path)[0] == f"'{path}' cannot be read: Permission denied"
-
-
-class TestHeader:
-    def test_another_format(self, tmp_path: Path) -> None:
-        assert refusal(RawGGUF(magic=b"PK\x03\x04").write(tmp_path / "m.gguf")) == (
-            "'m.gguf' is not a GGUF file: it begins with b'PK\\x03\\x04', expected b'GGUF'",
-            "Convert other formats with llama.cpp's convert_hf_to_gguf.py.",
-        )
-
-    def test_a_git_lfs_pointer(self, tmp_path: Path) -> None:
-        path = tmp_path / "m.gguf"
-        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 98\n")
-        expected = ("'m.gguf' is a Git LFS pointer, not the model itself", "Run 'git lfs pull' first.")
-        assert refusal(path) == expected
-
-    def test_big_endian(self, tmp_path: Path) -> None:
-        path = tmp_path / "m.gguf"
-        writer = gguf.GGUFWriter(path, "llama", endianess=gguf.GGUFEndian.BIG)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.close()
-        assert refusal(path) == (
-            "'m.gguf' is a big-endian GGUF file; only little-endian files can be read",
-            "Convert it with gguf-py's gguf-convert-endian.",
-        )
-
-    @pytest.mark.parametrize(
-        ("version", "hint"),
-        [
-            (0, "Convert the model again with a current convert_hf_to_gguf.py."),
-            (1, "Convert the model again with a current convert_hf_to_gguf.py."),
-            (4, ""),
-        ],
-    )
-    def test_other_versions(self, tmp_path: Path, version: int, hint: str) -> None:
-        message = f"'m.gguf' has GGUF version {version}; versions 2 and 3 can be read"
-        assert refusal(RawGGUF(version=version).write(tmp_path / "m.gguf")) == (message, hint)
-
-    @pytest.mark.parametrize(
-        ("field", "count", "message"),
-        [
-            ("tensor_count", 2**17 + 1, "claims 131073 tensors; at most 131072 are accepted"),
-            ("tensor_count", 5, "claims 5 tensors, but has only 8 bytes for them"),
-            ("key_count", 2**63, "claims 9223372036854775808 metadata keys; at most 8192 are accepted"),
-            ("key_count", 3, "claims 3 metadata keys, but has only 8 bytes for them"),
-        ],
-    )
-    def test_counts_beyond_the_file(self, tmp_path: Path, field: str, count: int, message: str) -> None:
-        path = RawGGUF(**{field: count}).write(tmp_path / "m.gguf")
-        assert refusal(path)[0] == f"'m.gguf' {message}"
-
-    def test_a_cut_header(self, tmp_path: Path) -> None:
-        path = tmp_path / "m.gguf"
-        path.write_bytes(RawGGUF().build()[:10])
-        assert refusal(path) == (
-            "'m.gguf' ends inside the header: 8 bytes expected at byte 8, 2 left",
-            DAMAGED,
-        )
-
-
-class TestMetadata:
-    def refuse(self, folder: Path, value: bytes, key: str | bytes = "k") -> str:
-        return refusal(RawGGUF(keys=[(key, value)]).write(folder / "m.gguf"))[0]
-
-    def test_a_key_given_twice(self, tmp_path: Path) -> None:
-        raw = RawGGUF(keys=[("k", u32(1)), ("k", u32(1))])
-        message = "metadata key 'k' appears twice in 'm.gguf'"
-        assert refusal(raw.write(tmp_path / "m.gguf"))[0] == message
-
-    @pytest.mark.parametrize("kind", [13, 2**32 - 1])
-    def test_an_unknown_value_type(self, tmp_path: Path, kind: int) -> None:
-        path = RawGGUF(keys=[("k", value_bytes(kind, bytes(8)))]).write(tmp_path / "m.gguf")
-        assert refusal(path) == (
-            f"metadata key 'k' in 'm.gguf' has the unknown value type {kind}",
-            "The file is damaged, or newer than this version of forgec.",
-        )
-
-    def test_an_unknown_array_type(self, tmp_path: Path) -> None:
-        message = self.refuse(tmp_path, value_bytes(ARRAY, array_bytes(99, [bytes(8)])))
-        assert message == "metadata key 'k' in 'm.gguf' has the unknown value type 99"
-
-    def test_a_long_key(self, tmp_path: Path) -> None:
-        message = self.refuse(tmp_path, u32(1), key="k" * 65536)
-        expected = "the name of metadata key 0 in 'm.gguf' is 65536 bytes long; at most 65535 are accepted"
-        assert message == expected
-
-    def test_a_key_that_is_not_text(self, tmp_path: Path) -> None:
-        message = self.refuse(tmp_path, u32(1), key=b"\xff\xfe")
-        assert message == "the name of metadata key 0 in 'm.gguf' is not valid UTF-8"
-
-    def test_a_string_that_is_not_text(self, tmp_path: Path) -> None:
-        message = self.refuse(tmp_path, text(b"a\x80"))
-        assert message == "the value of metadata key 'k' in 'm.gguf' is not valid UTF-8"
-
-    def test_control_characters_are_not_printed(self, tmp_path: Path) -> None:
-        message = self.refuse(tmp_path, text(b"\xff"), key="\x1b[31m" + "x" * 100)
-        shown = "\\x1b[31m" + "x" * 74 + "…"
-        assert message == f"the value of metadata key '{shown}' in 'm.gguf' is not valid UTF-8"
-
-    def test_a_string_longer_than_the_file(self, tmp_path: Path) -> None:
-        raw = RawGGUF(keys=[("k", value_bytes(STRING, struct.pack("<Q", 1000)))])
-        assert refusal(raw.write(tmp_path / "m.gguf")) == (
-            "'m.gguf' ends inside the value of metadata key 'k': 1000 bytes expected at byte 45, 19 left",
-            DAMAGED,
-        )
-
-    def test_a_string_of_absurd_length(self, tmp_path: Path) -> None:
-        message = self.refuse(tmp_path, value_bytes(STRING, struct.pack("<Q", 2**64 - 1)))
-        assert message == (
-            "the value of metadata key 'k' in 'm.gguf' is 18446744073709551615 bytes long; "
-            "at most 268435456 are accepted"
-        )
-
-    def test_a_number_array_longer_than_the_file(self, tmp_path: Path) -> None:
-        message = self.refuse(tmp_path, value_bytes(ARRAY, array_bytes(12, [bytes(8)], 2**40)))
-        assert message == (
-            "'m.gguf' ends inside the value of metadata key 'k': "
-            "8796093022208 bytes expected at byte 49, 15 left"
-        )
-
-    def test_a_string_array_longer_than_the_file(self, tmp_path: Path) -> None:
-        message = self.refuse(tmp_path, value_bytes(ARRAY, array_bytes(STRING, [string_bytes("a")], 2**40)))
-        assert message == (
-            "the value of metadata key 'k' in 'm.gguf' claims 1099511627776 strings, "
-            "but only 15 bytes are left"
-        )
-
-    @pytest.mark.parametrize("length", [100, 2**64 - 1, 2**63])
-    def test_a_string_array_whose_item_leaves_the_file(self, tmp_path: Path, length: int) -> None:
-        items = [string_bytes("ab"), struct.pack("<Q", length)]
-        path = RawGGUF(keys=[("k", value_bytes(ARRAY, array_bytes(STRING, items)))]).write(
-            tmp_path / "m.gguf"
-        )
-        assert refusal(path) == ("'m.gguf' ends inside item 1 of metadata key 'k'", DAMAGED)
-
-    def test_a_string_array_is_checked_when_it_is_read(self, tmp_path: Path) -> None:
-        items = [string_bytes("ok"), string_bytes(b"\xc3")]
-        path = RawGGUF(keys=[("k", value_bytes(ARRAY, array_bytes(STRING, items)))]).write(
-            tmp_path / "m.gguf"
-        )
-        with open_gguf(path) as model:
-            assert model.metadata["k"][0] == "ok"
-            with pytest.raises(GGUFError) as caught:
-                list(model.metadata["k"])
-        assert caught.value.message == "item 1 of metadata key 'k' in 'm.gguf' is not valid UTF-8"
-
-    def test_deep_nesting(self, tmp_path: Path) -> None:
-        value = array_bytes(U32, [])
-        for _ in range(4):
-            value = array_bytes(ARRAY, [value])
-        message = self.refuse(tmp_path, value_bytes(ARRAY, value))
-        assert message == "the value of metadata key 'k' in 'm.gguf' nests arrays more than 4 deep"
-
-    def test_many_nested_arrays(self, tmp_path: Path) -> None:
-        message = self.refuse(tmp_path, value_bytes(ARRAY, array_bytes(ARRAY, [], 2**32)))
-        assert message == (
-            "the value of metadata key 'k' in 'm.gguf' has 4294967296 nested arrays; "
-            "at most 65536 are accepted in a file"
-        )
-
-    def test_a_bool_that_is_neither(self, tmp_path: Path) -> None:
-        message = self.refuse(tmp_path, value_bytes(BOOL, b"\x02"))
-        assert message == "the value of metadata key 'k' in 'm.gguf' is a bool of value 2, expected 0 or 1"
-
-    def test_a_bool_array_with_other_values(self, tmp_path: Path) -> None:
-        message = self.refuse(tmp_path, value_bytes(ARRAY, array_bytes(BOOL, [b"\0", b"\1", b"\3"])))
-        assert message == (
-            "the value of metadata key 'k' in 'm.gguf' is a bool array with values other than 0 and 1"
-        )
-
-    @pytest.mark.parametrize(
-        ("value", "shown"),
-        [
-            (u32(48), "48"),
-            (u32(0), "0"),
-            (value_bytes(5, struct.pack("<i", -32)), "-32"),
-            (value_bytes(6, struct.pack("<f", 32.0)), "32.0"),
-            (value_bytes(BOOL, b"\1"), "True"),
-            (text("32"), "'32'"),
-        ],
-    )
-    def test_bad_alignments(self, tmp_path: Path, value: bytes, shown: str) -> None:
-        message = self.refuse(tmp_path, value, key="general.alignment")
-        assert message == f"'general.alignment' of 'm.gguf' must be a power of two, found {shown}"
-
-
-class TestTensors:
-    def refuse(self, folder: Path, *tensors: tuple[str, tuple[int, ...], int, int], data: int = 4096) -> str:
-        return refusal(RawGGUF(tensors=list(tensors), data=bytes(data)).write(folder / "m.gguf"))[0]
-
-    def test_a_name_given_twice(self, tmp_path: Path) -> None:
-        message = self.refuse(tmp_path, ("a", (4,), 0, 0), ("a", (4,), 0, 32))
-        assert message == "tensor 'a' appears twice in 'm.gguf'"
-
-    def test_a_long_name(self, tmp_path: Path) -> None:
-        message = self.refuse(tmp_path, ("a" * 1025, (4,), 0, 0))
-        assert message == "the name of tensor 0 in 'm.gguf' is 1025 bytes long; at most 1024 are accepted"
-
-    @pytest.mark.parametrize("dims", [(), (1, 1, 1, 1, 1)])
-    def test_dimensions(self, tmp_path: Path, dims: tuple[int, ...]) -> None:
-        message = self.refuse(tmp_path, ("a", dims, 0, 0))
-        assert message == f"tensor 'a' has {len(dims)} dimensions, expected 1 to 4"
-
-    @pytest.mark.parametrize("dims", [(4, 0), (2**32, 2**31), (2**64 - 1, 2**64 - 1, 2**64 - 1)])
-    def test_extents(self, tmp_path: Path, dims: tuple[int, ...]) -> None:
-        assert self.refuse(tmp_path, ("a", dims, 0, 0)) == (
-            f"tensor 'a' has shape {list(reversed(dims))}; every extent must be at least 1 "
-            "and their product at most 2**62"
-        )
-
-    def test_an_unknown_type(self, tmp_path: Path) -> None:
-        path = RawGGUF(tensors=[("a", (32,), 4711, 0)], data=bytes(64)).write(tmp_path / "m.gguf")
-        message, hint = refusal(path, UnsupportedModelError)
-        assert message == "tensor 'a' has the unknown type 4711"
-        assert hint == f"Known types: {', '.join(QUANT_BY_NAME)}."
-
-    def test_a_removed_type(self, tmp_path: Path) -> None:
-        path = RawGGUF(tensors=[("a", (32,), 31, 0)], data=bytes(64)).write(tmp_path / "m.gguf")
-        assert refusal(path, UnsupportedModelError) == (
-            "tensor 'a' has type 31 (Q4_0_4_4), which was removed from ggml",
-            "Convert the model again from its original weights.",
-        )
-
-    def test_rows_that_are_not_whole_blocks(self, tmp_path: Path) -> None:
-        message = self.refuse(tmp_path, ("a", (96, 8), 12, 0))
-        assert (
-            message == "tensor 'a' has rows of 96 elements, which are not whole Q4_K blocks of 256 elements"
-        )
-
-    def test_an_unaligned_offset(self, tmp_path: Path) -> None:
-        message = self.refuse(tmp_path, ("a", (4,), 0, 16))
-        assert message == (
-            "tensor 'a' begins at byte 16 of the data section, which is not a multiple of the alignment 32"
-        )
-
-    def test_data_past_the_end(self, tmp_path: Path) -> None:
-        path = RawGGUF(tensors=[("a", (256,), 0, 0)], data=bytes(1023)).write(tmp_path / "m.gguf")
-        assert refusal(path) == (
-            "tensor 'a' occupies bytes 64 to 1088, but 'm.gguf' has only 1087 bytes",
-            "The file is probably an incomplete download; fetch it again.",
-        )
-
-    def test_an_offset_past_the_end(self, tmp_path: Path) -> None:
-        message = self.refuse(tmp_path, ("a", (4,), 0, 2**63))
-        assert message == (
-            "tensor 'a' occupies bytes 9223372036854775872 to 9223372036854775888, "
-            "but 'm.gguf' has only 4160 bytes"
-        )
-
-    def test_overlap_in_any_order(self, tmp_path: Path) -> None:
-        tensors = [("a", (9,), 0, 64), ("b", (8,), 0, 0), ("c", (8,), 0, 96)]
-        assert self.refuse(tmp_path, *tensors) == "tensors 'a' and 'c' of 'm.gguf' overlap"
-        touching = [("a", (8,), 0, 64), ("b", (8,), 0, 0), ("c", (8,), 0, 96)]
-        with open_gguf(RawGGUF(tensors=touching, data=bytes(128)).write(tmp_path / "n.gguf")) as model:
-            assert list(model.tensors) == ["a", "b", "c"]
-
-    def test_a_cut_tensor_table(self, tmp_path: Path) -> None:
-        path = tmp_path / "m.gguf"
-        whole = RawGGUF(tensors=[("a" * 40, (4,), 0, 0), ("b", (4,), 0, 32)]).header()
-        path.write_bytes(whole[:-3])
-        assert refusal(path) == (
-            "'m.gguf' ends inside the description of tensor 'b': 8 bytes expected at byte 121, 5 left",
-            DAMAGED,
-        )
-
-
-class TestCost:
-    """What a small file may claim must not cost what it claims."""
-
-    def measure(self, path: Path) -> tuple[float, int]:
-        """(seconds, peak bytes) of opening a file that is refused."""
-        tracemalloc.start()
-        begin = time.perf_counter()
-        try:
-            refusal(path)
-            return time.perf_counter() - begin, tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-
-    @pytest.mark.parametrize(
-        "value",
-        [
-            value_bytes(STRING, struct.pack("<Q", 2**27)),
-            value_bytes(ARRAY, array_bytes(12, [], 2**40)),
-            value_bytes(ARRAY, array_bytes(STRING, [], 2**40)),
-            value_bytes(ARRAY, array_bytes(ARRAY, [], 2**40)),
-            value_bytes(ARRAY, array_bytes(ARRAY, [], 2**16)),
-        ],
-    )
-    def test_claims_cost_nothing(self, tmp_path: Path, value: bytes) -> None:
-        seconds, peak = self.measure(RawGGUF(keys=[("k", value)]).write(tmp_path / "m.gguf"))
-        assert seconds < 5 and peak < 1 << 20
-
-    def test_a_huge_file_of_empty_strings_is_refused_at_once(self, tmp_path: Path) -> None:
-        count = 1 << 25
-        header = RawGGUF(keys=[("k", value_bytes(ARRAY, array_bytes(STRING, [], count)))]).header()
-        path = tmp_path / "m.gguf"
-        path.write_bytes(header)
-        os.truncate(path, len(header) + 8 * count)  # a hole: 256 MiB of zeros that take no disk
-        seconds, peak = self.measure(path)
-        assert seconds < 5 and peak < 1 << 20
-        assert refusal(path)[0] == (
-            "the value of metadata key 'k' in 'm.gguf' has 33554432 strings; "
-            "at most 16777216 are accepted in a file"
-        )
-
-    def test_opening_does_not_copy_tensors(self, tmp_path: Path) -> None:
-        path = write_gguf(tmp_path / "m.gguf", {}, {"w": np.zeros((4096, 1024), np.float32)})
-        tracemalloc.start()
-        try:
-            model: GGUFFile = open_gguf(path)
-            assert model.bytes_of("w").nbytes == 1 << 24
-            assert tracemalloc.get_traced_memory()[1] < 1 << 20
-        finally:
-            tracemalloc.stop()
 
 
 def test_the_tiny_model_of_the_tests_opens(tmp_path: Path) -> None:

@@ -333,6 +333,13 @@ class TestVocabularySize:
             "tensor 'token_embd.weight' has shape [100, 60], in which no axis is 'llama.embedding_length', 64"
         )
 
+    def test_an_embedding_for_too_many_tokens(self, tmp_path: Path) -> None:
+        tensors = {"token_embd.weight": np.zeros((2**24 + 1, 1), np.int8)}
+        tiny = self.model(embedding_length=1, tensors=tensors)
+        assert self.refuse(tmp_path, tiny) == (
+            "tensor 'token_embd.weight' is for 16777217 tokens; at most 16777216 are accepted"
+        )
+
     @pytest.mark.parametrize(("tokens", "shown"), [("abc", "'abc'"), ([1, 2], "an array of 2 items")])
     def test_tokens_that_are_no_strings(self, tmp_path: Path, tokens: Any, shown: str) -> None:
         message = self.refuse(tmp_path, self.model(metadata={"tokenizer.ggml.tokens": tokens}))

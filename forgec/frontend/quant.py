@@ -126,15 +126,21 @@ def dequantize(data: npt.NDArray[np.uint8], type_name: str, rows: int, cols: int
     raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
     if raw.size != expected:
         raise GGUFError(f"{rows} x {cols} {type_name} elements take {expected} bytes, found {raw.size}")
-    if type_name in _PLAIN_DTYPES:
-        with np.errstate(over="ignore"):  # a float64 beyond float32's range becomes infinity, as a cast in C
-            return raw.view(_PLAIN_DTYPES[type_name]).astype(np.float32).reshape(rows, cols)
+    # Damaged scales decode to infinities and NaNs as they do in C; they are the caller's to judge.
+    with np.errstate(all="ignore"):
+        return _decode(raw, quant).reshape(rows, cols)
+
+
+def _decode(raw: npt.NDArray[np.uint8], quant: QuantType) -> npt.NDArray[np.float32]:
+    """Whole blocks as flat bytes -> float32 elements, in any shape."""
+    if quant.name in _PLAIN_DTYPES:
+        return raw.view(_PLAIN_DTYPES[quant.name]).astype(np.float32)
     blocks = raw.reshape(-1, quant.block_bytes)
-    if type_name == "Q1_0":
-        return _dequantize_q1_0(blocks).reshape(rows, cols)
-    if type_name == "Q2_0":
-        return _dequantize_q2_0(blocks).reshape(rows, cols)
-    return _dequantize_with_gguf(raw, quant).reshape(rows, cols)
+    if quant.name == "Q1_0":
+        return _dequantize_q1_0(blocks)
+    if quant.name == "Q2_0":
+        return _dequantize_q2_0(blocks)
+    return _dequantize_with_gguf(blocks, quant)
 
 
 def _dequantize_q1_0(blocks: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -152,14 +158,12 @@ def _dequantize_q2_0(blocks: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return scale * (codes.reshape(len(blocks), 64).astype(np.float32) - 1.0)
 
 
-def _dequantize_with_gguf(raw: npt.NDArray[np.uint8], quant: QuantType) -> npt.NDArray[np.float32]:
+def _dequantize_with_gguf(blocks: npt.NDArray[np.uint8], quant: QuantType) -> npt.NDArray[np.float32]:
     # Imported here: gguf takes 0.2 s to import and most callers only need the table.
     from gguf import GGMLQuantizationType, quants
 
     try:
-        kind = GGMLQuantizationType(quant.ggml_id)
-        with np.errstate(all="ignore"):  # damaged scales may overflow; the values are the caller's to judge
-            decoded = quants.dequantize(raw.reshape(-1, quant.block_bytes), kind)
+        decoded = quants.dequantize(blocks, GGMLQuantizationType(quant.ggml_id))
     except (ValueError, NotImplementedError) as error:
         raise UnsupportedModelError(
             f"tensors of type {quant.name} cannot be decoded",

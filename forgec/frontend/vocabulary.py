@@ -19,7 +19,7 @@ from forgec.frontend.metadata import ModelKeys
 
 __all__ = ["VocabularySize", "is_output_matrix", "read_vocabulary_size"]
 
-MAX_VOCABULARY = 1 << 24
+MAX_VOCABULARY = 1 << 24  # no less than the number of strings that the reader accepts
 
 # ggml's names first, then those of transformers, GPT-2 and the original Llama release.
 _EMBEDDING_NAMES = (
@@ -93,11 +93,6 @@ def _declared(keys: ModelKeys) -> list[tuple[str, int]]:
     if isinstance(tokens, (str, np.ndarray)) or not isinstance(tokens, Sequence):
         raise GGUFError(
             f"metadata key 'tokenizer.ggml.tokens' must be an array of strings, found {described(tokens)}"
-        )
-    if len(tokens) > MAX_VOCABULARY:
-        raise GGUFError(
-            f"metadata key 'tokenizer.ggml.tokens' has {len(tokens)} items; "
-            f"at most {MAX_VOCABULARY} are accepted"
         )
     if len(tokens) > 0:
         sources.append(("metadata key 'tokenizer.ggml.tokens'", len(tokens)))
