@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,8 +105,7 @@ class CpuDriver:
         ctypes.memmove(address, _address_of(data), memoryview(data).nbytes)
 
     def download(self, address: int, into: bytearray | memoryview) -> None:
-        target = memoryview(into).cast("B")
-        target[:] = (ctypes.c_ubyte * len(target)).from_address(address)
+        ctypes.memmove(_address_of(into), address, memoryview(into).nbytes)
 
     def adopt(self, view: memoryview) -> int | None:
         """Host memory is device memory. The view is kept until ``close``."""
@@ -268,13 +268,11 @@ def _open_library(path: Path) -> ctypes.CDLL:
 
 
 def _open_bytes(data: bytes, name: str) -> ctypes.CDLL:
-    descriptor = os.memfd_create(name)
-    try:
-        with os.fdopen(descriptor, "wb", closefd=False) as file:
-            file.write(data)
-        return _open_library(Path(f"/proc/self/fd/{descriptor}"))
-    finally:
-        os.close(descriptor)
+    """Load by way of a file: paths of /proc/self/fd recur, and the loader would give an older library."""
+    with tempfile.NamedTemporaryFile(suffix="-" + Path(name).name) as file:
+        file.write(data)
+        file.flush()
+        return _open_library(Path(file.name))
 
 
 def _pool_functions(library: ctypes.CDLL) -> tuple[Any, Any, Any]:
@@ -296,9 +294,8 @@ def _pool_functions(library: ctypes.CDLL) -> tuple[Any, Any, Any]:
 
 def _aligned_copy(kernarg: bytes) -> Any:
     """A copy that starts 8-byte aligned, as the arguments of the kernel expect."""
-    words = (ctypes.c_uint64 * max(1, (len(kernarg) + 7) // 8))()
-    ctypes.memmove(words, kernarg, len(kernarg))
-    return words
+    words = max(1, (len(kernarg) + 7) // 8)
+    return (ctypes.c_uint64 * words).from_buffer_copy(bytes(kernarg).ljust(8 * words, b"\0"))
 
 
 def _address_of(data: Buffer) -> int:

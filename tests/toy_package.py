@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -123,23 +122,41 @@ def zig(*arguments: str | Path) -> None:
     subprocess.run([sys.executable, "-m", "ziglang", *map(str, arguments)], check=True, timeout=300)
 
 
+def compile_c(source: str, *flags: str) -> bytes:
+    """A shared object of C text, without any library."""
+    with tempfile.TemporaryDirectory() as directory:
+        path, output = Path(directory, "source.c"), Path(directory, "output.so")
+        path.write_text(source)
+        zig(
+            "clang",
+            "-target",
+            "x86_64-linux-gnu",
+            "-O2",
+            "-fPIC",
+            "-shared",
+            "-nostdlib",
+            *flags,
+            path,
+            "-o",
+            output,
+        )
+        return output.read_bytes()
+
+
 @functools.cache
 def compiled(what: str) -> bytes:
     """The toy kernels ("cpu", "ptx") or the thread pool ("pool"), compiled once per test process."""
+    if what == "pool":
+        return compile_c(
+            (ROOT / "templates/program/pool.cpu.c.j2").read_text(), "-Wall", "-Wextra", "-Werror"
+        )
+    if what == "cpu":
+        return compile_c(SOURCE, "-x", "c++")
     with tempfile.TemporaryDirectory() as directory:
-        source, output = Path(directory, "source.cpp"), Path(directory, "output")
-        shared = ("-target", "x86_64-linux-gnu", "-O2", "-fPIC", "-shared", "-nostdlib")
-        if what == "pool":
-            source = source.with_suffix(".c")
-            shutil.copy(ROOT / "templates/program/pool.cpu.c.j2", source)
-            zig("clang", *shared, "-Wall", "-Wextra", "-Werror", source, "-o", output)
-        elif what == "cpu":
-            source.write_text(SOURCE)
-            zig("clang", *shared, "-Wno-deprecated", source, "-o", output)
-        else:
-            source.write_text(SOURCE)
-            device = ("--cuda-gpu-arch=sm_90", "--cuda-device-only", "-nocudainc", "-nocudalib")
-            zig("clang", "-x", "cuda", *device, "-O2", "-S", source, "-o", output)
+        source, output = Path(directory, "source.cu"), Path(directory, "output.ptx")
+        source.write_text(SOURCE)
+        device = ("--cuda-gpu-arch=sm_90", "--cuda-device-only", "-nocudainc", "-nocudalib")
+        zig("clang", "-x", "cuda", *device, "-Wno-unknown-cuda-version", "-O2", "-S", source, "-o", output)
         return output.read_bytes()
 
 
@@ -174,7 +191,8 @@ def tokenizer_json() -> str:
 
 def tokenizer_section() -> dict[str, Any]:
     return {
-        "model": "gpt2", "pre": "toy", "vocab_size": VOCAB, "byte_level": True, "bos_id": BEGIN, "eos_id": END,
+        "model": "gpt2", "pre": "toy", "vocab_size": VOCAB, "byte_level": True, "bos_id": BEGIN,
+        "eos_id": END,
         "eot_id": None, "unk_id": None, "pad_id": 259, "eog_ids": [END], "add_bos": False, "add_eos": False,
         "add_space_prefix": False, "special_ids": [[256, 259]], "literal_ids": [], "byte_ids": [],
         "silent_ids": [], "suppress_ids": [], "fim": {}, "chat_template": CHAT_TEMPLATE, "chat_templates": {},
