@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Generator
 
 import numpy as np
 import pytest
 
-from tests.kernels.harness import print_seed
+from tests.kernels.harness import preparing, print_seed
 
 
 @pytest.fixture
@@ -19,3 +20,14 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     seed = (base, zlib.crc32(request.node.nodeid.split("::", 1)[-1].encode()))
     print_seed(seed)
     return np.random.default_rng(seed)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """While kernels are only compiled for another machine, nothing was computed that could be right."""
+    try:
+        return (yield)
+    except AssertionError:
+        if preparing():
+            pytest.skip("compiled for another machine")
+        raise

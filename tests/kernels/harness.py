@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib
 import os
 import struct
 import sys
 import tempfile
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import cache
@@ -170,23 +172,25 @@ def _toolchain(target_name: str) -> Any:
     return select_toolchain("zig", get_target(target_name))
 
 
-def carried_ptx(params: StageParams, generic: bool) -> bytes:
-    """PTX of a stage: from the folder FORGEC_TEST_PTX where it is set, else compiled here.
+def preparing() -> bool:
+    """Whether this run only compiles, for a GPU machine without a compiler (tests/gpu/run_kernels.py)."""
+    return os.environ.get("FORGEC_TEST_PTX_PREPARE") == "1"
 
-    A machine with a GPU need not have a compiler: FORGEC_TEST_PTX_PREPARE=1 fills the folder elsewhere, under
-    the digest of the source, and skips the run.
+
+def carried_ptx(params: StageParams, generic: bool) -> bytes:
+    """PTX of a stage: out of the folder FORGEC_TEST_PTX where it is set, else compiled here.
+
+    A file is named by the digest of its source, so that the same seed finds it on another machine.
     """
     folder = os.environ.get("FORGEC_TEST_PTX")
     if not folder:
         return bytes(compile_stage(params, DEVICES["cuda"], generic).data)
     source = source_of(params, generic)
     path = Path(folder) / f"{hashlib.sha256(source.encode()).hexdigest()}.ptx"
-    if os.environ.get("FORGEC_TEST_PTX_PREPARE") == "1":
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if preparing() and not path.is_file():
         temporary = path.with_suffix(".partial")
         temporary.write_bytes(compile_stage(params, DEVICES["cuda"], generic).data)
         temporary.replace(path)
-        pytest.skip("compiled for another machine")
     assert path.is_file(), f"no PTX for {params.symbol} in '{folder}': was it prepared with the same seed?"
     return path.read_bytes()
 
@@ -199,7 +203,7 @@ def open_device(device: str, generic: bool) -> Device:
     if device == "cpu":
         return CpuDevice(generic)
     if device == "cuda":
-        return CudaDevice(generic)
+        return PreparingDevice(generic) if preparing() else CudaDevice(generic)
     return EmulatedDevice(DEVICES[device], generic)
 
 
@@ -275,12 +279,10 @@ class CudaDevice:
 
     def __init__(self, generic: bool) -> None:
         self._generic = generic
-        self._driver: Any = None if os.environ.get("FORGEC_TEST_PTX_PREPARE") == "1" else _cuda_driver()
+        self._driver = _cuda_driver()
         self._memory: list[int] = []
 
     def put(self, data: bytes) -> int:
-        if self._driver is None:
-            return 0
         address = int(self._driver.malloc(len(data)))
         self._memory.append(address)
         self._driver.upload(address, data)
@@ -296,26 +298,35 @@ class CudaDevice:
             self._driver.free(self._memory.pop())
 
     def launch(self, params: StageParams, kernarg: bytes, blocks: int) -> None:
-        module = self._driver_module(params)
-        function = self._driver.get_function(module, params.symbol)
-        self._driver.launch(function, blocks, params.block, kernarg)
+        self._driver.launch(_cuda_function(params, self._generic), blocks, params.block, kernarg)
         self._driver.synchronize()
 
-    def _driver_module(self, params: StageParams) -> Any:
-        return self._driver_load(carried_ptx(params, self._generic), params.symbol)
 
-    def _driver_load(self, ptx: bytes, name: str) -> Any:
-        return self._driver.load_module(ptx, name)
+class PreparingDevice(CpuDevice):
+    """Compiles PTX and runs nothing: outputs stay as they were given."""
+
+    def launch(self, params: StageParams, kernarg: bytes, blocks: int) -> None:
+        carried_ptx(params, self._generic)
+
+
+@cache
+def _cuda_function(params: StageParams, generic: bool) -> Any:
+    module = _cuda_driver().load_module(carried_ptx(params, generic), params.symbol)
+    return _cuda_driver().get_function(module, params.symbol)
 
 
 @cache
 def _cuda_driver() -> Any:
-    from runtime.driver import DriverOptions
-
-    module = pytest.importorskip("runtime.driver_cuda")
+    """The runtime's CUDA driver, without the rest of the runtime (which would import the tokenizer)."""
+    package = types.ModuleType("runtime_drivers")
+    package.__path__ = [str(Path(__file__).resolve().parents[2] / "runtime")]
+    sys.modules[package.__name__] = package
+    options = importlib.import_module("runtime_drivers.driver").DriverOptions(Path(), DEVICES["cuda"], 32)
+    driver = importlib.import_module("runtime_drivers.driver_cuda").CudaDriver
+    errors = importlib.import_module("runtime_drivers.errors")
     try:
-        return module.CudaDriver(DriverOptions(Path(), "sm_90", 32))
-    except Exception as error:
+        return driver(options)
+    except errors.DeviceError as error:
         if os.environ.get("FORGEC_TEST_REQUIRE_GPU") == "1":
             raise
         pytest.skip(f"no CUDA device: {error}")

@@ -1,0 +1,1 @@
+"""Tests that need a GPU, and the script that runs them on one."""
