@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -299,10 +299,10 @@ class Model:
         tokenizer = self.tokenizer
         text = render(
             template,
-            [_shielded(message, tokenizer.shield) for message in messages],
+            messages,
             bos_token=tokenizer.token_text(tokenizer.bos_id),
             eos_token=tokenizer.token_text(tokenizer.eos_id),
-            add_generation_prompt=True,
+            shield=tokenizer.shield,
         )
         return tokenizer.encode(text, special=True)
 
@@ -386,17 +386,6 @@ def _exhaust(stream: Stream) -> Result:
     for _ in stream:
         pass
     return stream.result
-
-
-def _shielded(value: Any, shield: Callable[[str], str]) -> Any:
-    """A copy of a message in which no text can become a control token."""
-    if isinstance(value, str):
-        return shield(value)
-    if isinstance(value, Mapping):
-        return {key: _shielded(item, shield) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_shielded(item, shield) for item in value]
-    return value
 
 
 def _common_prefix(cached: Sequence[int], prompt: Sequence[int]) -> int:
