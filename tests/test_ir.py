@@ -267,7 +267,7 @@ REJECTIONS: dict[str, tuple[Callable[[Graph], Graph], str]] = {
         "node 'layer0.kv_append': makes state 'kv.v.0@1' without reading the version before it",
     ),
     "skipped version": (
-        lambda g: skipping(g),
+        skipping,
         "node 'layer0.kv_append': makes state 'kv.v.0@2' without reading the version before it",
     ),
     "unknown output": (
