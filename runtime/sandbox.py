@@ -126,8 +126,8 @@ def _exceeded(what: str) -> ChatTemplateError:
 _STR_METHODS = (
     "capitalize casefold center count endswith find index isalnum isalpha isascii isdecimal isdigit islower "
     "isidentifier isnumeric isprintable isspace istitle isupper join ljust lower lstrip partition "
-    "removeprefix removesuffix replace rfind rindex rjust rpartition rsplit rstrip split splitlines startswith strip "
-    "swapcase title upper zfill"
+    "removeprefix removesuffix replace rfind rindex rjust rpartition rsplit rstrip split splitlines "
+    "startswith strip swapcase title upper zfill"
 )
 _METHODS: tuple[tuple[type, frozenset[str]], ...] = (
     (str, frozenset(_STR_METHODS.split())),
