@@ -16,7 +16,7 @@ from forgec.frontend.architectures import build_graph
 from forgec.frontend.gguf import open_gguf
 from forgec.frontend.spec import read_spec
 from forgec.ir import ops
-from forgec.reference import Step, evaluate
+from forgec.reference import SamplerSettings, Step, evaluate, philox_uniform
 from tests.gguf_files import TinyModel
 from tests.ir_models import imported, random_model
 from tests.smollm2 import require_smollm2
@@ -146,6 +146,15 @@ def test_elementwise_and_select(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(one(ops.Add(), a, b), a + b)
     np.testing.assert_array_equal(one(ops.Mul(), a, b), a * b)
     np.testing.assert_array_equal(one(ops.SelectRow(), a, step=Step(row=2)), a[2:3])
+
+
+def test_sample_uses_the_settings_and_the_index() -> None:
+    logits = np.zeros((1, 1000))
+    settings = SamplerSettings(temperature=1.0, seed=5)
+    tokens = [int(one(ops.Sample(), logits, step=Step(sampler=settings, index=i))[0]) for i in range(3)]
+    assert tokens == [int(philox_uniform(5, index) * 1000) for index in range(3)]
+    assert len(set(tokens)) == 3
+    assert one(ops.Sample(), logits).tolist() == [0]
 
 
 @pytest.mark.parametrize("bias", [False, True])
