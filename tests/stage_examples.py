@@ -1,0 +1,93 @@
+"""Small legal parameters of every stage for a target: what rendering and compiling tests go through."""
+
+from __future__ import annotations
+
+from forgec.plan.stages import (
+    AttentionDecodeParams,
+    AttentionPrefillParams,
+    ElementwiseParams,
+    EmbeddingParams,
+    KVAppendParams,
+    MaskParams,
+    MatmulParams,
+    MatvecParams,
+    NormParams,
+    QKParams,
+    QuantiseParams,
+    RopeFields,
+    RopeKVParams,
+    RopeParams,
+    SampleParams,
+    ScaleParams,
+    Segment,
+    SoftmaxParams,
+    StageParams,
+    WeightedVParams,
+)
+from forgec.targets import get_target
+
+__all__ = ["examples", "linear_examples"]
+
+ROPE = RopeFields(9, 3, 64, 64, False, 512, "f16")
+GATED = (Segment("q4_1", 1536), Segment("q4_1", 1536))
+MIXED = (Segment("q4_0", 576), Segment("f16", 192), Segment("bf16", 192))
+BLOCKED = (Segment("q4_1", 576), Segment("q8_0", 192), Segment("q4_0", 192))
+
+
+def examples(target_name: str) -> list[StageParams]:
+    """At least one of every stage, in the shapes of a 135 M model."""
+    target = get_target(target_name)
+    common = (target.family, target.wave, target.block_size)
+    attention = (9, 3, 64, 512, "f16", 0.125)
+    return [
+        *linear_examples(target_name),
+        AttentionDecodeParams(*common, *attention, splits=4, lanes_per_key=min(8, target.wave)),
+        AttentionPrefillParams(*common, *attention, causal=True, tile_queries=32, tile_keys=32),
+        ElementwiseParams(*common, "add", 576),
+        ElementwiseParams(*common, "silu", 576),
+        KVAppendParams(*common, 3, 64, 512, "f16"),
+        MaskParams(*common, 9, 512, True),
+        QKParams(*common, *attention),
+        RopeParams(*common, 9, 64, 64, False),
+        SampleParams(*common, 49152),
+        ScaleParams(*common, 9, 512, 0.125),
+        SoftmaxParams(*common, 9, 512),
+        WeightedVParams(*common, *attention),
+    ]
+
+
+def linear_examples(target_name: str) -> list[StageParams]:
+    """The stages around weight matrices: every format, prologue, epilogue and kind of activations."""
+    target = get_target(target_name)
+    common = (target.family, target.wave, target.block_size)
+    lanes = min(8, target.wave)
+    tile = (*common[:2], 256 if target.wave > 1 else 1)
+    size = 64 if target.wave > 1 else 16
+    return [
+        EmbeddingParams(*common, "q8_0", "planes", 576, 49152, decode=True),
+        EmbeddingParams(*common, "f32", "planes", 576, 49152, decode=False),
+        NormParams(*common, 576, 1e-5, "f32"),
+        NormParams(*common, 576, 1e-5, "q8"),
+        QuantiseParams(*common, 1536),
+        RopeKVParams(*common, ROPE),
+        MatvecParams(
+            *common, 576, BLOCKED, "planes", "q8", "rope_kv", False, "rmsnorm", 1e-5, False, lanes, 2, ROPE
+        ),
+        MatvecParams(
+            *common, 576, MIXED, "planes", "f32", "rope_kv", True, "rmsnorm", 1e-5, False, lanes, 2, ROPE
+        ),
+        MatvecParams(*common, 576, GATED, "planes", "q8", "swiglu", False, "rmsnorm", 1e-5, False, lanes, 2),
+        MatvecParams(
+            *common, 1536, GATED[:1], "planes", "q8", "residual", False, "none", 0.0, False, lanes, 2
+        ),
+        MatvecParams(
+            *common, 12288, GATED[:1], "planes", "f32", "residual", False, "none", 0.0, False, target.wave, 2
+        ),
+        MatvecParams(
+            *common, 576, (Segment("f32", 999),), "planes", "f32", "store", False, "rmsnorm", 1e-5, True, 1, 4
+        ),
+        MatmulParams(*tile, 576, BLOCKED, "planes", "q8", "store", True, size, size),
+        MatmulParams(*tile, 576, MIXED, "planes", "f32", "residual", False, size, size),
+        MatmulParams(*tile, 576, GATED, "planes", "q8", "swiglu", False, size, size),
+        MatmulParams(*tile, 576, GATED, "planes", "f32", "swiglu", False, size, size),
+    ]
