@@ -284,10 +284,6 @@ class Model:
 
         Control tokens come from the template alone: in a message their texts are ordinary text.
         """
-        if not messages:
-            raise UsageError(
-                "the conversation has no messages", 'give at least {"role": "user", "content": "…"}'
-            )
         template = self.manifest.tokenizer.get("chat_template")
         if not template:
             raise ChatTemplateError(
