@@ -39,10 +39,11 @@ def examples(target_name: str) -> list[StageParams]:
     target = get_target(target_name)
     common = (target.family, target.wave, target.block_size)
     attention = (9, 3, 64, 512, "f16", 0.125)
+    keys = 32 if target.wave > 1 else 8
     return [
         *linear_examples(target_name),
         AttentionDecodeParams(*common, *attention, splits=4, lanes_per_key=min(8, target.wave)),
-        AttentionPrefillParams(*common, *attention, causal=True, tile_queries=32, tile_keys=32),
+        AttentionPrefillParams(*common, *attention, causal=True, tile_queries=keys, tile_keys=keys),
         ElementwiseParams(*common, "add", 576),
         ElementwiseParams(*common, "silu", 576),
         KVAppendParams(*common, 3, 64, 512, "f16"),
