@@ -1,4 +1,4 @@
-"""FlashAttention of prompt chunks against float64: causal and full, every head length, ragged tiles, chunks."""
+"""FlashAttention of prompt chunks against float64: causal and full, head lengths, ragged tiles, chunks."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ on_devices = pytest.mark.parametrize("device", EVERY_DEVICE)
 
 
 def run_rows(params: ScaleParams | MaskParams, scores: np.ndarray, keys: int, device: str) -> np.ndarray:
-    """A stage over score rows [heads, rows, context] of which ``keys`` columns exist; the rest starts as 7."""
+    """A stage over rows [heads, rows, context] of which ``keys`` columns exist; the rest starts as 7."""
     rows = scores.shape[1]
     arrays = {"scores": scores, "y": np.full_like(scores, 7)}
     return run_stage(params, arrays, state=State(rows=rows, position=keys - rows), device=device)["y"]
