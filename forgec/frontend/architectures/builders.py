@@ -144,7 +144,7 @@ class ModelBuilder:
         # A tensor that the graph does not use would be left out of the computation without a word.
         unused = [name for name in self._tensors if name not in self._used]
         if unused:
-            more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
+            more = f" (and {len(unused) - 1} more)" if len(unused) > 1 else ""
             raise UnsupportedModelError(
                 f"tensor '{unused[0]}'{more} has no place in architecture '{self.spec.architecture}'",
                 "The model is a variant (mixture of experts, adapters, ...) that is not supported.",
