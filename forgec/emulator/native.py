@@ -1,0 +1,139 @@
+"""C text of a translated kernel in, a loaded shared object out; compiled once per content and kept on disk.
+
+Uses clang (the ziglang wheel's, else one on PATH) and lld. The cache key covers the text, the engine's sources, the
+flags, the compiler and the host CPU; files are written under a temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import platformdirs
+
+from forgec.errors import ToolchainError
+
+__all__ = ["cache_directory", "clang_command", "compile_kernel", "lld_command", "run_tool"]
+
+_MACHINE = Path(__file__).parent / "machine"
+_FLAGS = ("-target", "x86_64-linux-gnu", "-march=native", "-fPIC", "-ffreestanding", "-Wno-psabi", "-Wno-unused-value", "-Wno-ignored-attributes")
+
+
+def cache_directory() -> Path:
+    """Where compiled kernels are kept: ``FORGEC_CACHE_DIR``, else the user's cache folder."""
+    root = os.environ.get("FORGEC_CACHE_DIR") or platformdirs.user_cache_dir("forgec")
+    path = Path(root) / "emulator"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@lru_cache(maxsize=1)
+def _zig() -> str | None:
+    spec = importlib.util.find_spec("ziglang")
+    if spec is None or not spec.submodule_search_locations:
+        return shutil.which("zig")
+    path = Path(spec.submodule_search_locations[0]) / "zig"
+    return str(path) if path.exists() else None
+
+
+def clang_command() -> list[str]:
+    """The clang to call.
+
+    Raises:
+        ToolchainError: neither the ziglang wheel nor clang is installed.
+    """
+    zig = _zig()
+    if zig:
+        return [zig, "clang"]
+    found = shutil.which("clang")
+    if found is None:
+        raise ToolchainError("the emulator needs a C compiler and found none", "pip install ziglang")
+    return [found]
+
+
+def lld_command() -> list[str]:
+    """The ELF linker to call; raises ToolchainError when there is none."""
+    zig = _zig()
+    if zig:
+        return [zig, "ld.lld"]
+    found = shutil.which("ld.lld") or shutil.which("ld")
+    if found is None:
+        raise ToolchainError("the emulator needs a linker and found none", "pip install ziglang")
+    return [found]
+
+
+def run_tool(command: list[str], what: str) -> str:
+    """Run a tool and return its standard output; raises ToolchainError with the first lines of what it said."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise ToolchainError(f"cannot run '{command[0]}' to {what}: {error}") from error
+    if done.returncode:
+        head = "\n".join((done.stderr or done.stdout).splitlines()[:20])
+        raise ToolchainError(f"'{Path(command[0]).name}' failed to {what}: {head}")
+    return done.stdout
+
+
+@lru_cache(maxsize=1)
+def _host_key() -> str:
+    version = run_tool([*clang_command(), "--version"], "tell its version")
+    flags = ""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        flags = next((line for line in info.read_text().splitlines() if line.startswith("flags")), "")
+    return version + flags
+
+
+@lru_cache(maxsize=1)
+def _engine_digest() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(_MACHINE.iterdir()):
+        if path.suffix in (".c", ".h"):
+            digest.update(path.read_bytes())
+    digest.update(_host_key().encode())
+    digest.update(" ".join(_FLAGS).encode())
+    return digest.hexdigest()
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    temporary.replace(final)
+
+
+@lru_cache(maxsize=4)
+def _engine_object(wave: int) -> Path:
+    final = cache_directory() / f"engine-{wave}-{_engine_digest()[:24]}.o"
+    if not final.exists():
+        with tempfile.TemporaryDirectory(dir=final.parent) as folder:
+            out = Path(folder) / "engine.o"
+            run_tool([*clang_command(), *_FLAGS, "-O2", f"-DW={wave}", "-c", str(_MACHINE / "engine.c"), "-o", str(out)], "compile the emulator's engine")
+            _publish(out, final)
+    return final
+
+
+def compile_kernel(source: str, wave: int, optimise: str = "-O1") -> ctypes.CDLL:
+    """Compile ``source`` for waves of ``wave`` lanes, or find it in the cache, and load it.
+
+    Raises:
+        ToolchainError: no compiler, or the translated text does not compile (a defect of the emulator).
+    """
+    key = hashlib.sha256(f"{_engine_digest()} {wave} {optimise}\n{source}".encode()).hexdigest()[:40]
+    final = cache_directory() / f"kernel-{key}.so"
+    if not final.exists():
+        engine = _engine_object(wave)
+        with tempfile.TemporaryDirectory(dir=final.parent) as folder:
+            text, obj, shared = (Path(folder) / name for name in ("kernel.c", "kernel.o", "kernel.so"))
+            text.write_text(source)
+            run_tool(
+                [*clang_command(), *_FLAGS, optimise, f"-DW={wave}", f"-I{_MACHINE}", "-c", str(text), "-o", str(obj)],
+                "compile a translated kernel",
+            )
+            run_tool([*lld_command(), "-shared", "-o", str(shared), str(obj), str(engine)], "link a translated kernel")
+            _publish(shared, final)
+    return ctypes.CDLL(str(final))

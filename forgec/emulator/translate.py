@@ -1,0 +1,275 @@
+"""The instructions of one kernel in, one C function that runs a wave out.
+
+Finds what is reachable from the kernel's entry, cuts it into blocks, and emits every instruction under its label.
+Barriers, sleeps and backward branches are points at which the function returns and later resumes. An instruction
+that no table covers raises: there is no silent no-op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from forgec.emulator.codeobject import CodeObject, Kernel
+from forgec.emulator.emit_base import Context, uncovered
+from forgec.emulator.emit_control import emit_control, is_branch, label
+from forgec.emulator.emit_memory import emit_memory, is_memory
+from forgec.emulator.emit_scalar import IGNORED, emit_salu, emit_wait
+from forgec.emulator.emit_special import SPECIAL, emit_matrix
+from forgec.emulator.emit_vector import emit_vector, vector_row
+from forgec.emulator.operands import EXEC, Instruction, parse_instruction
+from forgec.errors import DeviceError
+
+__all__ = ["RawInstruction", "Segment", "Translation", "translate"]
+
+
+@dataclass(frozen=True)
+class RawInstruction:
+    """An instruction before parsing: its virtual address, its bytes, its assembly text."""
+
+    address: int
+    data: bytes
+    text: str
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Instructions (by site) that always execute together, under one EXEC."""
+
+    sites: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Translation:
+    """C text of a kernel, and what its numbers refer to."""
+
+    source: str
+    sites: tuple[Instruction, ...]
+    segments: tuple[Segment, ...]
+    vgprs: int
+
+
+_ENDS = ("s_endpgm", "s_endpgm_saved", "s_branch", "s_setpc_b64", "s_trap", "s_code_end")
+_CALLS = ("s_swappc_b64", "s_call_b64")
+
+
+class _Program:
+    """The reachable instructions, parsed, with block leaders and indirect targets."""
+
+    def __init__(self, code: CodeObject, kernel: Kernel, raw: Mapping[int, RawInstruction]) -> None:
+        self.instructions: dict[int, tuple[Instruction, ...]] = {}
+        self.leaders: set[int] = {kernel.entry}
+        self.targets: set[int] = set()
+        work = [kernel.entry]
+        indirect = False
+        while work:
+            address = work.pop()
+            while address not in self.instructions:
+                found = raw.get(address)
+                if found is None:
+                    raise DeviceError(f"kernel '{kernel.name}' reaches {address:#x}, where nothing was disassembled")
+                parsed = tuple(
+                    parse_instruction(found.address, found.data, part.strip()) for part in found.text.split("::")
+                )
+                self.instructions[address] = parsed
+                ins = parsed[0]
+                following = address + len(found.data)
+                if is_branch(ins) or ins.mnemonic == "s_call_b64":
+                    self.leaders |= {ins.branch_target, following}
+                    work.append(ins.branch_target)
+                if ins.mnemonic in _CALLS:
+                    self.leaders.add(following)
+                    self.targets.add(following)
+                if ins.mnemonic == "s_swappc_b64" and not indirect:
+                    indirect = True
+                    for name, (entry, _) in code.functions.items():
+                        if name not in code.kernels:
+                            self.leaders.add(entry)
+                            self.targets.add(entry)
+                            work.append(entry)
+                if ins.mnemonic in _ENDS:
+                    break
+                address = following
+
+
+def _merge_dual(parts: tuple[Instruction, ...]) -> bool:
+    return len(parts) == 2
+
+
+def _vector_lines(ctx: Context, ins: Instruction) -> tuple[list[str], list[str]] | None:
+    plain = ins
+    if ins.mnemonic.startswith("v_dual_"):
+        plain = Instruction(
+            ins.address, ins.data, ins.text, "v_" + ins.mnemonic.removeprefix("v_dual_"), ins.encoding, ins.operands, ins.modifiers, ins.flags, ins.raw
+        )
+    row = vector_row(plain)
+    return emit_vector(ctx, plain, row) if row is not None else None
+
+
+def _emit_one(ctx: Context, ins: Instruction, resume: dict[int, int]) -> list[str]:
+    name = ins.mnemonic
+    if name in IGNORED:
+        return []
+    emitters: tuple[Callable[[], list[str] | None], ...] = (
+        lambda: emit_control(ctx, ins, resume),
+        lambda: emit_wait(ctx, ins) if name.startswith("s_wait") else None,
+        lambda: emit_memory(ctx, ins),
+        lambda: SPECIAL[name](ctx, ins) if name in SPECIAL else None,
+        lambda: emit_matrix(ctx, ins) if name.startswith(("v_wmma", "v_mfma")) else None,
+        lambda: emit_salu(ctx, ins),
+    )
+    for emit in emitters:
+        lines = emit()
+        if lines is not None:
+            return lines
+    vector = _vector_lines(ctx, ins)
+    if vector is None:
+        raise uncovered(ctx, ins)
+    return vector[0] + vector[1]
+
+
+def _emit(ctx: Context, parts: tuple[Instruction, ...], resume: dict[int, int]) -> list[str]:
+    if not _merge_dual(parts):
+        return _emit_one(ctx, parts[0], resume)
+    reads, writes = [], []
+    for i, part in enumerate(parts):
+        vector = _vector_lines(ctx, part)
+        if vector is None:
+            raise uncovered(ctx, part)
+        names = sorted({"a", "b", "c", "d", "e", "D", "Dl", "Dh", "d2"})
+        body = "\n".join([*vector[0], "\x00", *vector[1]])
+        for name in names:
+            body = _rename(body, name, f"{name}_{i}")
+        read, write = body.split("\x00")
+        reads.append(read)
+        writes.append(write)
+    # the writes of the first half may contain declarations of definedness that read registers: compute them first
+    declared = [line for w in writes for line in w.splitlines() if line.startswith("u64 D")]
+    plain = [line for w in writes for line in w.splitlines() if not line.startswith("u64 D")]
+    early, late = [], []
+    for line in declared:
+        head, _, rest = line.partition(";")
+        early.append(head + ";")
+        late.append(rest)
+    return [*reads, *early, *late, *plain]
+
+
+def _rename(text: str, name: str, new: str) -> str:
+    import re
+
+    return re.sub(rf"(?<![\w.>]){name}(?![\w(])", new, text)
+
+
+def _wait_check(ctx: Context) -> list[str]:
+    """A register with a load in flight may not be touched; the destination of a load only by the same counter."""
+    vgprs, sgprs = set(ctx.vgprs), {s for s in ctx.sgprs if s < 108}
+    terms = []
+    if ctx.load_destination is not None:
+        start, count, counter = ctx.load_destination
+        only = set(range(start, start + count))
+        vgprs -= only
+        terms += [f"(w->pv[{r}] && w->pv[{r}] != {counter} + 1)" for r in sorted(only)]
+    terms = [f"w->pv[{r}]" for r in sorted(vgprs)] + [f"w->ps[{s}]" for s in sorted(sgprs)] + terms
+    if not terms:
+        return []
+    return [f"if (UNLIKELY(w->n_pending && ({' | '.join(terms)}))) return emu_wait_trap(w, {ctx.site});"]
+
+
+def _writes_exec(parts: tuple[Instruction, ...]) -> bool:
+    ins = parts[0]
+    if ins.mnemonic.startswith("v_cmpx") or "saveexec" in ins.mnemonic or "wrexec" in ins.mnemonic:
+        return True
+    return bool(ins.operands) and ins.operands[0].kind == "s" and ins.operands[0].reg in (EXEC, EXEC + 1)
+
+
+def translate(code: CodeObject, kernel: Kernel, raw: Mapping[int, RawInstruction], checks: bool) -> Translation:
+    """Translate ``kernel`` to C.
+
+    Raises:
+        DeviceError: an instruction that is not covered (named with its address and kernel), or unreadable text.
+    """
+    program = _Program(code, kernel, raw)
+    agpr_base = max(kernel.vgprs, 1)
+    if kernel.agprs:
+        agpr_base = kernel.accum_offset
+    mode = kernel.rsrc1 >> 12 & 0xFF
+    f32_fields, f64_fields = (mode & 3) | (mode >> 4 & 3) << 2, (mode >> 2 & 3) | (mode >> 6 & 3) << 2
+    changes_mode = any(
+        p[0].mnemonic in ("s_setreg_b32", "s_setreg_imm32_b32", "s_round_mode", "s_denorm_mode")
+        for p in program.instructions.values()
+    )
+    ctx = Context(kernel.name, code.arch, kernel.wave, checks, agpr_base, mixed_mode=changes_mode or f32_fields != f64_fields)
+    body: list[str] = []
+    sites: list[Instruction] = []
+    segments: list[list[int]] = []
+    resume: dict[int, int] = {}
+    high = 0
+    previous_end = -1
+    fresh = True
+    for address in sorted(program.instructions):
+        parts = program.instructions[address]
+        ins = parts[0]
+        if previous_end not in (-1, address) and not fresh:
+            body.append(f"return emu_trap(w, TRAP_BAD_PC, {ctx.site}, 0, {address:#x}, 0);")
+        if address in program.leaders or fresh:
+            body.append(f"{label(address)}:;")
+            fresh = True
+        ctx.site = len(sites)
+        whole = ins if len(parts) == 1 else Instruction(ins.address, ins.data, raw[address].text, ins.mnemonic, ins.encoding, ins.operands)
+        sites.append(whole)
+        if fresh:
+            body.append(f"COUNT({len(segments)});")
+            segments.append([])
+            fresh = False
+        segments[-1].append(ctx.site)
+        ctx.vgprs.clear()
+        ctx.sgprs.clear()
+        ctx.load_destination = None
+        points = ctx.resume_points
+        lines = _emit(ctx, parts, resume)
+        high = max([high, *(r + 1 for r in ctx.vgprs)])
+        if checks:
+            lines = _wait_check(ctx) + lines
+        yielding = ""
+        if checks and is_memory(ins) and ins.mnemonic.startswith(("global", "flat", "ds_", "buffer")):
+            point = ctx.resume_points
+            ctx.resume_points += 1
+            yielding = f"if (UNLIKELY(--w->budget < 0)) {{ w->pc = {point}; return RUN_YIELD; }} R{point}:;"
+        text = "\n  ".join(lines)
+        comment = whole.text.replace("*/", "").replace("\\", "")
+        body.append(f"/* {address:x}: {comment} */ {yielding}{{ {text} }}")
+        fresh = _writes_exec(parts) or (ctx.resume_points != points and "R%d:" % points in text) or ins.mnemonic in _CALLS
+        fresh = fresh or is_branch(ins) or ins.mnemonic in _ENDS
+        previous_end = address + len(ins.data)
+    source = _function(ctx, program, kernel, body, resume)
+    return Translation(source, tuple(sites), tuple(Segment(tuple(s)) for s in segments), max(high, kernel.vgprs, agpr_base + kernel.agprs, 3))
+
+
+def _function(ctx: Context, program: _Program, kernel: Kernel, body: list[str], resume: dict[int, int]) -> str:
+    by_point = {point: label(target) for target, point in resume.items()}
+    cases = "\n".join(f"    case {n}: goto {by_point.get(n, f'R{n}')};" for n in range(1, ctx.resume_points))
+    targets = "\n".join(f"    case {t:#x}: goto {label(t)};" for t in sorted(program.targets))
+    dispatch = ""
+    if program.targets:
+        dispatch = f"""
+dispatch:
+  switch (target) {{
+{targets}
+    default: return emu_trap(w, TRAP_BAD_PC, target_site, 0, target, 0);
+  }}"""
+    text = "\n".join(body)
+    return f"""#include "wave.h"
+#include "division.h"
+#define COUNT(k) do {{ w->cnt[2 * (k)]++; w->cnt[2 * (k) + 1] += popc64((u64)EXEC); }} while (0)
+/* {kernel.name} for {ctx.arch} */
+int kernel_run(Wave *restrict w) {{
+  u64 target = 0; u32 target_site = 0; (void)target; (void)target_site;
+  switch (w->pc) {{
+    case 0: goto {label(kernel.entry)};
+{cases}
+    default: return emu_trap(w, TRAP_BAD_PC, 0, 0, w->pc, 0);
+  }}
+{text}
+  return emu_trap(w, TRAP_BAD_PC, {ctx.site}, 0, 0, 0);{dispatch}
+}}
+"""
