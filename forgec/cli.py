@@ -110,3 +110,9 @@ def _run(argv: list[str]) -> int:
             raise
         click.echo("forgec: this machine ran out of memory", err=True)
         return 1
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(f"forgec: internal error: {type(error).__name__}: {error}", err=True)
+        click.echo("  This is a defect of forgec; run again with --debug and report the traceback.", err=True)
+        return 70

@@ -1,0 +1,179 @@
+"""``forgec golden``: record what llama.cpp says, and see how close a package comes to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from forgec.errors import ForgeError, UsageError
+from forgec.package.loader import import_package
+
+__all__ = ["command"]
+
+
+@click.group("golden")
+def command() -> None:
+    """Record and check greedy tokens and logits.
+
+    \b
+    Example:
+      forgec golden record model.gguf --package build/model-cpu -o model.golden.json
+      forgec golden check build/model-cpu model.golden.json
+      forgec golden quality build/model-fast --against build/model-exact --model model.gguf
+    """
+
+
+@contextmanager
+def _loaded(package: Path, device: str | None, threads: int | None) -> Iterator[Any]:
+    """A loaded package; errors of its runtime become errors of the command line."""
+    module = import_package(package)
+    try:
+        with module.load(device=device, threads=threads) as model:
+            yield model
+    except module.ForgeRuntimeError as error:
+        raise ForgeError(error.message, error.hint) from error
+
+
+DEVICE = click.option("--device", help="Device, as for the package.")
+THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads.")
+
+
+@command.command("record")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--package", type=click.Path(path_type=Path), required=True,
+              help="A package of the same model: its tokenizer encodes the prompts.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Golden file to write.")
+@click.option("--tokens", type=click.IntRange(1), default=64, show_default=True, help="Tokens per prompt.")
+@click.option("--prompt", "texts", multiple=True, help="Your own prompt(s) instead of the built-in ones.")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="llama.cpp's threads.")
+def record(
+    model: Path, package: Path, output: Path, tokens: int, texts: tuple[str, ...], threads: int
+) -> None:
+    """Record greedy tokens and the best logits of MODEL from llama.cpp (needs the extra 'golden').
+
+    \b
+    Example:
+      forgec golden record model.gguf --package build/model-cpu -o model.golden.json
+    """
+    from forgec.golden.prompts import PROMPTS, Prompt
+    from forgec.golden.record import record as record_goldens
+    from forgec.golden.record import save
+
+    prompts = tuple(Prompt(f"prompt-{i}", text) for i, text in enumerate(texts, 1)) or PROMPTS
+    with _loaded(package, None, None) as loaded:
+
+        def encode(prompt: Prompt) -> list[int]:
+            if prompt.chat:
+                return list(loaded.encode_chat([{"role": "user", "content": prompt.text}]))
+            return list(loaded.tokenizer.encode(prompt.text))
+
+        made, goldens = record_goldens(
+            model, encode, count=tokens, threads=threads, prompts=prompts,
+            progress=lambda name: click.echo(f"  {name}", err=True),
+        )  # fmt: skip
+    save(output, made, goldens)
+    click.echo(f"{output}: {len(goldens)} prompts, {tokens} tokens each, from {made['oracle']}")
+
+
+@command.command("check")
+@click.argument("package", type=click.Path(path_type=Path))
+@click.argument("golden", type=click.Path(path_type=Path))
+@click.option("--tokens", type=click.IntRange(1), help="Compare only so many tokens per prompt.")
+@DEVICE
+@THREADS
+@click.pass_context
+def check(
+    ctx: click.Context,
+    package: Path,
+    golden: Path,
+    tokens: int | None,
+    device: str | None,
+    threads: int | None,
+) -> None:
+    """Compare PACKAGE with a GOLDEN file; exits with 1 when a prompt differs.
+
+    A step may differ where the two best logits of the golden are closer than 1e-3.
+
+    \b
+    Example:
+      forgec golden check build/model-cpu model.golden.json
+    """
+    from forgec.golden.record import check as compare
+    from forgec.golden.record import load
+
+    made, goldens = load(golden)
+    with _loaded(package, device, threads) as model:
+        results = compare(model, goldens, limit=tokens)
+    click.echo(f"golden: {made['oracle']}, {made['method']}")
+    for r in results:
+        verdict = "equal" if r.equal == r.steps else "tie" if r.tie else "DIFFERENT"
+        click.echo(
+            f"  {r.name:<12} {r.equal:3d} of {r.steps} tokens  {verdict:<9} "
+            f"largest log-prob difference {r.error:.2e}"
+        )
+    ctx.exit(0 if all(r.passed for r in results) else 1)
+
+
+@command.command("quality")
+@click.argument("package", type=click.Path(path_type=Path))
+@click.option("--against", type=click.Path(path_type=Path), help="Package taken as exact, e.g. --math exact.")
+@click.option("--model", type=click.Path(path_type=Path),
+              help="The GGUF file: also measure llama.cpp's own run against its F32 weights.")  # fmt: skip
+@click.option("--text", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help="Text file; default: a text that every Python carries.")  # fmt: skip
+@click.option("--positions", type=click.IntRange(2), default=2048, show_default=True,
+              help="Tokens of the text to compare.")  # fmt: skip
+@DEVICE
+@THREADS
+def quality(
+    package: Path,
+    against: Path | None,
+    model: Path | None,
+    text: Path | None,
+    positions: int,
+    device: str | None,
+    threads: int | None,
+) -> None:
+    """Perplexity of PACKAGE on a text, and its agreement and KL divergence from an exact one.
+
+    \b
+    Example:
+      forgec golden quality build/model-fast --against build/model-exact --model model.gguf
+    """
+    from forgec.golden import quality as q
+
+    words = text.read_text(encoding="utf-8") if text else q.standard_text()
+    with _loaded(package, device, threads) as loaded:
+        tokens = list(loaded.tokenizer.encode(words))[:positions]
+        if len(tokens) < positions:
+            raise UsageError(
+                f"the text has {len(tokens)} tokens, {positions} were asked for",
+                "Give a longer --text or fewer --positions.",
+            )
+        own = q.Scores.of(q.windowed(loaded.logits, tokens, loaded.engine.context_length), tokens)
+    click.echo(f"{package}: perplexity {own.perplexity:.4f} over {own.positions} positions")
+    if against is not None:
+        with _loaded(against, device, threads) as exact:
+            base = q.Scores.of(q.windowed(exact.logits, tokens, exact.engine.context_length), tokens)
+        click.echo(f"{against}: perplexity {base.perplexity:.4f}")
+        click.echo(f"  {package} against {against}: {q.divergence(base, own)}")
+    if model is not None:
+        _llama_cpp(model, tokens, own, threads or 2)
+
+
+def _llama_cpp(model: Path, tokens: list[int], own: Any, threads: int) -> None:
+    """llama.cpp on the given file and on its F32 weights, beside the package."""
+    from forgec.golden import quality as q
+
+    given, exact = q.llama_cpp_scores(model, tokens, threads)
+    click.echo(f"llama.cpp on {model.name}: perplexity {given.perplexity:.4f}")
+    click.echo(f"llama.cpp on its weights in F32: perplexity {exact.perplexity:.4f}")
+    click.echo(f"  llama.cpp's quantised run against its F32 run: {q.divergence(exact, given)}")
+    click.echo(f"  this package against llama.cpp's F32 run: {q.divergence(exact, own)}")
+    for name, scores in (("F32", exact), ("quantised", given)):
+        ratio = own.perplexity / scores.perplexity - 1
+        click.echo(f"  perplexity against llama.cpp's {name} run: {ratio:+.3%}")
