@@ -35,7 +35,7 @@ def test_producers_and_users() -> None:
     assert [node.name for node in graph.users("b")] == ["n2", "n3"]
     assert graph.users("d") == ()
     assert [value.name for value in graph.inputs] == ["a"]
-    assert list(graph.node_graph().edges) == [("n1", "n2"), ("n1", "n3"), ("n2", "n3")]
+    assert [node.name for node in graph] == ["n1", "n2", "n3"]
 
 
 def test_a_value_used_twice_by_one_node_has_one_user() -> None:

@@ -205,6 +205,7 @@ class Graph:
             raise VerifyError(f"nodes {_quoted(cycle)} form a cycle") from error
 
     def __iter__(self) -> Iterator[Node]:
+        """The nodes in topological order."""
         return iter(self.topo())
 
     def reaches(
@@ -223,17 +224,6 @@ class Graph:
             seen.update(fresh)
             stack.extend(fresh)
         return False
-
-    def node_graph(self) -> nx.DiGraph:
-        """A new networkx graph of node names, one edge per pair of producer and user, in stable order."""
-        edges = nx.DiGraph()
-        edges.add_nodes_from(node.name for node in self.topo())
-        for node in self.topo():
-            for name in node.inputs:
-                producer = self.producer(name)
-                if producer is not None:
-                    edges.add_edge(producer.name, node.name)
-        return edges
 
     # -- new graphs from old ones
 
