@@ -121,7 +121,7 @@ def _place(code: CodeObject, encoded: str) -> dict[int, RawInstruction]:
         match = _ENCODING.match(line)
         if match:
             data = _checked_bytes(code, address, match.group(2), stripped)
-            found[address] = RawInstruction(address, data, match.group(1).strip())
+            found[address] = RawInstruction(address, data, match.group(1).split(";")[0].strip())
             address += len(data)
     return found
 

@@ -71,6 +71,8 @@ def _mode(ctx: Context, ins: Instruction) -> list[str]:
         update = f"w->mode = (w->mode & ~0xf0u) | ({int(ins.raw or _first(ins), 0)}u & 15u) << 4;"
     else:
         name, offset, size = _hwreg(ctx, ins)
+        if name in ("HW_REG_FLAT_SCR_LO", "HW_REG_FLAT_SCR_HI"):
+            return []  # flat accesses reach scratch through the aperture, which needs no base
         if name not in ("HW_REG_MODE", "HW_REG_WAVE_MODE"):
             raise uncovered(ctx, ins, f"writing {name}")
         mask = ((1 << size) - 1) << offset

@@ -10,7 +10,7 @@ VOP1 = table(
     "RDNA3 16.8, CDNA3 12.8, RDNA4 16.8",
     """
 # moves and bits
-v_mov_b32 v_accvgpr_mov_b32 | u32 = u32 | a
+v_mov_b32 v_accvgpr_mov_b32 v_accvgpr_read_b32 v_accvgpr_write_b32 | u32 = u32 | a
 v_mov_b64                 | u64 = u64 | a
 v_mov_b16                 | u16 = u16 | a
 v_not_b32                 | u32 = u32 | ~a
