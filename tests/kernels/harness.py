@@ -89,7 +89,11 @@ def source_of(params: StageParams, generic: bool = True) -> str:
     """Kernel text; ``generic`` takes the common template even where the family has its own."""
     if not generic:
         return render.render_stage(params)
-    template = render.environment().get_template(f"stages/{params.stage}.hip.j2")
+    text = getattr(params, "template_text", None)  # kernels that a test writes itself
+    environment = render.environment()
+    template = (
+        environment.from_string(text) if text else environment.get_template(f"stages/{params.stage}.hip.j2")
+    )
     return render._tidy(template.render(k=params))
 
 
