@@ -226,6 +226,8 @@ def test_occupancy_is_what_llvm_says(name: str) -> None:
         ("sm_80", 255, 0, 256, 2),
         # LDS is handed out in 1 KiB: 33 KiB + 1 byte is 34 KiB, 3 blocks of 8 waves over 4 SIMDs.
         ("gfx1100", 32, 33 * 1024 + 1, 256, 6),
+        # 12.5 KiB are 13 KiB: 9 blocks of 4 waves in 128 KiB, not 10.
+        ("gfx1100", 32, 12800, 128, 9),
         ("x86-64-v3", 0, 1000, 1, 1),
     ],
 )

@@ -252,6 +252,15 @@ def test_the_error_is_that_of_the_first_failing_unit() -> None:
             compile_units(units, GFX1100, toolchain="zig", jobs=jobs)
 
 
+def test_after_a_failure_nothing_later_is_waited_for(tmp_path: Path, scratch: Path) -> None:
+    hangs = fake_zig(tmp_path, 'case "$*" in *hangs.hip*) sleep 60;; *) sleep 0.3; exit 3;; esac\n')
+    units = [kernel("x[0] = 1;", "fails"), kernel("x[0] = 1;", "hangs")]
+    start = time.monotonic()
+    with pytest.raises(ToolchainError, match="compiling 'fails' for gfx1100 failed with exit code 3"):
+        compile_units(units, GFX1100, toolchain=hangs, jobs=2)
+    assert time.monotonic() - start < 20
+
+
 def test_two_units_of_one_name_are_refused() -> None:
     with pytest.raises(ToolchainError, match="two units are called 'k'"):
         compile_units([kernel("x[0] = 1;"), kernel("x[0] = 2;")], GFX1100, toolchain="zig")
@@ -311,6 +320,18 @@ def test_bytes_do_not_depend_on_directory_environment_or_jobs(
             assert trace not in code.data
         # clang keeps the symbol, but without the hash of path and command line that makes it differ.
         assert re.search(rb"__hip_cuid_[0-9a-f]", code.data) is None
+
+
+@pytest.mark.parametrize("name", ["gfx1100", "sm_90", "x86-64-v3"])
+def test_no_header_comes_from_the_environment(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "found.h").write_text("#define FOUND\n")
+    for variable in ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    unit = Unit("k", '#include "found.h"\n', ("k",))
+    with pytest.raises(ToolchainError, match=r"'found.h' file not found"):
+        compile_units([unit], get_target(name), toolchain="zig")
 
 
 def test_no_home_and_no_cache_directory_are_needed(tmp_path: Path) -> None:

@@ -124,5 +124,13 @@ extern "C" __attribute__((global)) void k(const V* __restrict x, const V* __rest
     assert loop.label in lines[loop.last_line - 1]
 
 
+def test_a_loop_with_two_backward_branches_is_one_loop() -> None:
+    lines = ("\ts_nop 0", ".LBB0_1:", "\tv_nop", "\ts_cbranch_vccz .LBB0_1", "\tv_nop")
+    body = "\n".join((*lines, "\ts_cbranch_scc1 .LBB0_1", "\ts_endpgm", ""))
+    (listing,) = analyse_listing("\t.type\tf,@function\nf:\n" + body + ".Lfunc_end0:\n")
+    (loop,) = listing.loops
+    assert (loop.label, loop.inner, loop.mix.total, loop.mix.branch) == (".LBB0_1", True, 4, 2)
+
+
 def test_no_listing_has_no_functions() -> None:
     assert analyse_listing("") == ()

@@ -137,7 +137,7 @@ def _run_all(
             # An interrupt or a failing callback: nothing that still runs is of use to anyone.
             _stop(futures, build.runner)
             raise
-        failed = [future for future in futures if not future.cancelled() and future.exception() is not None]
+        failed = [future for future in futures if _has_failed(future)]
         if failed:
             _stop(futures, build.runner)
             raise failed[0].exception() or ToolchainError("a compilation failed")
