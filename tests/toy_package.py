@@ -205,6 +205,7 @@ _KERNELS = {
     "toy_head": ("state", "hidden", "logits", "=vocab", "=slope"),
     "toy_sample": ("state", "logits", "ring", "=vocab"),
 }
+_TARGETS = {"cpu": ("x86-64-v2", 1), "nvptx": ("sm_90", 32), "gfx11": ("gfx1100", 32)}
 _PLACES = {"hidden": ["arena", 0], "logits": ["arena", 256]}
 
 
@@ -232,8 +233,7 @@ def _sha(data: bytes) -> str:
 
 
 def manifest(family: str, kernel_file: str, digests: dict[str, str], weights: bytes) -> dict[str, Any]:
-    names = {"cpu": ("x86-64-v2", 1), "nvptx": ("sm_90", 32), "gfx11": ("gfx1100", 32)}
-    name, wave = names[family]
+    name, wave = _TARGETS[family]
     return {
         "format": 1, "forgec": "0.1.0",
         "model": {
@@ -275,10 +275,8 @@ def manifest(family: str, kernel_file: str, digests: dict[str, str], weights: by
 def write_package(folder: Path, family: str = "cpu", *, with_runtime: bool = False) -> Path:
     """Write a whole package into ``folder``; ``with_runtime`` adds the runtime, so that Python can run it."""
     files: dict[str, bytes] = {"tokenizer.json": tokenizer_json().encode(), "src/toy.hip": SOURCE.encode()}
-    kernel_file = {"cpu": "kernels/toy.so", "nvptx": "kernels/toy.ptx", "gfx11": "kernels/toy.hsaco"}[family]
-    files[kernel_file] = (
-        compiled({"cpu": "cpu", "nvptx": "ptx"}[family]) if family != "gfx11" else b"\x7fELF toy"
-    )
+    kernel_file = {"cpu": "kernels/toy.so", "nvptx": "kernels/toy.ptx"}[family]
+    files[kernel_file] = compiled({"cpu": "cpu", "nvptx": "ptx"}[family])
     if family == "cpu":
         files["kernels/pool.so"] = compiled("pool")
     if with_runtime:
@@ -293,6 +291,18 @@ def write_package(folder: Path, family: str = "cpu", *, with_runtime: bool = Fal
     content = manifest(family, kernel_file, digests, bytes(weights))
     (folder / "manifest.json").write_text(json.dumps(content))
     return folder
+
+
+def use_other_kernels(package: Path, family: str, content: bytes) -> None:
+    """Give a written package the target of ``family``, and ``content`` as its only kernel file."""
+    path = package / "manifest.json"
+    raw = json.loads(path.read_text())
+    (package / "kernels/other").write_bytes(content)
+    for kernel in raw["kernels"]:
+        kernel.update(file="kernels/other", sha256=_sha(content))
+    name, wave = _TARGETS[family]
+    raw["target"].update(family=family, name=name, wave=wave)
+    path.write_text(json.dumps(raw))
 
 
 if __name__ == "__main__":  # python -m tests.toy_package FOLDER [FAMILY]
