@@ -50,7 +50,13 @@ def run(
     environment |= {f"FAKE_{key.upper()}": value for key, value in fake.items()}
     command = ["-c", script] if script else [str(folder / "package"), *arguments]
     return subprocess.run(
-        [sys.executable, *command], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, *command],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
