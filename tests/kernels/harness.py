@@ -71,7 +71,12 @@ class State:
 
 
 class Device(Protocol):
-    """What the harness needs of a device; addresses are integers."""
+    """What the harness needs of a device; addresses are integers.
+
+    ``guard_bytes`` lie before and after every array where the device does not check bounds itself.
+    """
+
+    guard_bytes: int
 
     def put(self, data: bytes) -> int: ...
     def get(self, address: int, size: int) -> bytes: ...
@@ -128,14 +133,14 @@ def run_stage(
 def _run_once(
     params: StageParams, given: Mapping[str, np.ndarray], runner: Device, blocks: int
 ) -> dict[str, np.ndarray]:
-    guard = bytes([GUARD]) * GUARD_BYTES
+    guard = bytes([GUARD]) * runner.guard_bytes
     addresses: dict[int, int] = {}
     kernarg = bytearray(params.kernarg_bytes)
     for arg, offset in params.unpack:
         array = given[arg.name]
         assert arg.is_pointer and array.flags.c_contiguous
         if id(array) not in addresses:
-            addresses[id(array)] = runner.put(guard + array.tobytes() + guard) + GUARD_BYTES
+            addresses[id(array)] = runner.put(guard + array.tobytes() + guard) + len(guard)
         struct.pack_into("<Q", kernarg, offset, addresses[id(array)])
     try:
         runner.launch(params, bytes(kernarg), blocks)
@@ -148,10 +153,11 @@ def _read_back(
     name: str, ctype: str, given: Mapping[str, np.ndarray], addresses: Mapping[int, int], runner: Device
 ) -> np.ndarray:
     before = given[name]
-    raw = runner.get(addresses[id(before)] - GUARD_BYTES, before.nbytes + 2 * GUARD_BYTES)
-    guards = np.frombuffer(raw[:GUARD_BYTES] + raw[len(raw) - GUARD_BYTES :], np.uint8)
+    edge = runner.guard_bytes
+    raw = runner.get(addresses[id(before)] - edge, before.nbytes + 2 * edge)
+    guards = np.frombuffer(raw[:edge] + raw[len(raw) - edge :], np.uint8)
     assert (guards == GUARD).all(), f"the kernel wrote outside of '{name}'"
-    body = np.frombuffer(raw[GUARD_BYTES : len(raw) - GUARD_BYTES], np.uint8)
+    body = np.frombuffer(raw[edge : len(raw) - edge], np.uint8)
     shared = sum(array is before for array in given.values()) > 1
     if ctype.startswith("const ") and not shared:
         assert body.tobytes() == before.tobytes(), f"the kernel changed its input '{name}'"
@@ -214,6 +220,8 @@ def open_device(device: str, generic: bool) -> Device:
 class CpuDevice:
     """Kernels as functions of shared objects; the blocks run one after another."""
 
+    guard_bytes = GUARD_BYTES
+
     def __init__(self, generic: bool) -> None:
         self._generic = generic
         self._memory: list[Any] = []
@@ -250,36 +258,42 @@ def _cpu_library(params: StageParams, generic: bool) -> ctypes.CDLL:
 
 
 class EmulatedDevice:
-    """AMD code objects on the emulator."""
+    """AMD code objects on the emulator, which itself traps accesses outside of an array."""
+
+    guard_bytes = 0
 
     def __init__(self, arch: str, generic: bool) -> None:
-        emulator = pytest.importorskip("forgec.emulator")
+        from forgec.emulator import Device as Emulator
+
         self._arch, self._generic = arch, generic
-        self._device = emulator.Device(arch)
+        self._device = Emulator(arch, memory=1 << 30)
 
     def put(self, data: bytes) -> int:
         address = self._device.malloc(len(data))
         self._device.write(address, data)
-        return int(address)
+        return address
 
     def get(self, address: int, size: int) -> bytes:
-        return bytes(self._device.read(address, size))
+        return self._device.read(address, np.uint8, size).tobytes()
 
     def free(self) -> None:
         """The device and its memory go with this object."""
 
     def launch(self, params: StageParams, kernarg: bytes, blocks: int) -> None:
-        module = self._device.load(_amd_code(params, self._arch, self._generic))
-        self._device.launch(module, params.symbol, blocks, params.block, kernarg)
+        module = self._device.load(*_amd_code(params, self._arch, self._generic))
+        self._device.launch(module, params.symbol, (blocks,), (params.block,), kernarg)
 
 
 @cache
-def _amd_code(params: StageParams, arch: str, generic: bool) -> bytes:
-    return bytes(compile_stage(params, arch, generic).data)
+def _amd_code(params: StageParams, arch: str, generic: bool) -> tuple[bytes, str]:
+    code = compile_stage(params, arch, generic)
+    return code.data, code.assembly
 
 
 class CudaDevice:
     """PTX on an NVIDIA GPU, through the runtime's own driver."""
+
+    guard_bytes = GUARD_BYTES
 
     def __init__(self, generic: bool) -> None:
         self._generic = generic
