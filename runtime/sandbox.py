@@ -104,7 +104,7 @@ class Budget:
             elif isinstance(item, list | tuple | set | frozenset):
                 pending.extend(item)
             elif isinstance(item, Namespace):
-                raise ChatTemplateError("the chat template uses a namespace as a value")
+                pending.append(object.__getattribute__(item, "_Namespace__attrs"))
         self.text(characters)
         return value
 

@@ -137,8 +137,11 @@ _FIM_TEXTS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def _token_id(metadata: Mapping[str, Any], key: str, vocab_size: int) -> int | None:
-    """The id under ``tokenizer.ggml.<key>``, or None; an id outside the vocabulary is refused."""
+def _token_id(metadata: Mapping[str, Any], key: str, vocab_size: int, *, needed: bool = True) -> int | None:
+    """The id under ``tokenizer.ggml.<key>``, or None.
+
+    An id outside the vocabulary is refused if generation depends on it (``needed``), else it is None.
+    """
     full = f"tokenizer.ggml.{key}"
     value = metadata.get(full)
     if value is None:
@@ -149,6 +152,8 @@ def _token_id(metadata: Mapping[str, Any], key: str, vocab_size: int) -> int | N
     if token in (-1, _NO_TOKEN):
         return None
     if not 0 <= token < vocab_size:
+        if not needed:
+            return None
         raise UnsupportedModelError(
             f"'{full}' is {token}, but the vocabulary has {vocab_size} tokens",
             hint="the file's metadata is inconsistent; convert the model again",
@@ -169,7 +174,7 @@ def _find_fim(
     for role, keys in _FIM_KEYS.items():
         token: int | None = None
         for key in keys:  # the later, deprecated key wins in llama.cpp
-            named = _token_id(metadata, key, vocab_size)
+            named = _token_id(metadata, key, vocab_size, needed=False)
             token = token if named is None else named
         if token is None:
             token = _first_known(_FIM_TEXTS[role], ids)
@@ -207,7 +212,7 @@ def find_special_tokens(
     ``ids`` maps each text of ``tokens`` to its index. ``sentencepiece`` vocabularies without the keys get
     ids 1 and 2 for begin and end, if those tokens are in fact ``<s>`` and ``</s>``.
 
-    Raises: UnsupportedModelError if a named id is outside the vocabulary.
+    Raises: UnsupportedModelError if a named begin or end id is outside the vocabulary.
     Source: llama.cpp, ``llama_vocab::impl::load``.
     """
     corrected = list(types)
@@ -242,8 +247,8 @@ def find_special_tokens(
         bos_id=bos_id,
         eos_id=eos_id,
         eot_id=eot_id,
-        unk_id=_token_id(metadata, "unknown_token_id", size),
-        pad_id=_token_id(metadata, "padding_token_id", size),
+        unk_id=_token_id(metadata, "unknown_token_id", size, needed=False),
+        pad_id=_token_id(metadata, "padding_token_id", size, needed=False),
         eog_ids=tuple(sorted(eog)),
         fim=fim,
     )

@@ -74,7 +74,7 @@ def sentencepiece_json(vocabulary: Vocabulary, scores: Sequence[float], space_pr
 
     ``space_prefix``: every text, and every text after a special token, begins with an extra space.
 
-    Raises: UnsupportedModelError if a byte token is missing.
+    Raises: UnsupportedModelError if a byte token or a character of a token is missing.
     """
     _require_bytes(vocabulary)
     prefix = [{"type": "Prepend", "prepend": _SPACE}] if space_prefix else []
@@ -175,6 +175,8 @@ def _merges_from_scores(vocabulary: Vocabulary, scores: Sequence[float]) -> list
 
     llama.cpp joins any two neighbours whose concatenation is a token, best score first, leftmost on ties.
     Left out are joins *into* control, unknown and byte tokens: those must not arise from plain text.
+
+    Raises: UnsupportedModelError if llama.cpp would join a character that is not in the vocabulary.
     """
     ids = vocabulary.ids
     targets = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED, TokenType.UNDEFINED)
@@ -184,9 +186,15 @@ def _merges_from_scores(vocabulary: Vocabulary, scores: Sequence[float]) -> list
     for index in order:
         token = vocabulary.tokens[index]
         for cut in range(1, len(token)):
-            left = token[:cut]
-            if left in ids and token[cut:] in ids:
-                merges.append((left, token[cut:]))
+            left, right = token[:cut], token[cut:]
+            if left in ids and right in ids:
+                merges.append((left, right))
+            elif (left in ids or cut == 1) and (right in ids or cut == len(token) - 1):
+                raise UnsupportedModelError(
+                    f"the token {token!r} is made of a character that is not itself a token",
+                    hint="the tokenizers library writes such characters as bytes before merging, so the ids "
+                    "would differ; convert the model again with its complete vocabulary",
+                )
     return merges
 
 
