@@ -63,13 +63,15 @@ def load(
     package = Path(__file__).resolve().parent if path is None else Path(path)
     manifest = load_manifest(package)
     check_files(manifest, verify=verify)
-    tokenizer = Tokenizer(package / manifest.tokenizer["file"], manifest.tokenizer)
-    target = manifest.target
-    options = DriverOptions(package, target.name, target.wave, target.requires, threads)
-    driver = open_driver(device or device_of_family(target.family), manifest.raw, options)
+    weights = Weights(manifest)
     try:
-        weights = Weights(manifest)
+        if verify:
+            weights.start_verify()  # goes on while the tokenizer and the device are made ready
+        tokenizer = Tokenizer(package / manifest.tokenizer["file"], manifest.tokenizer)
+        target = manifest.target
+        options = DriverOptions(package, target.name, target.wave, target.requires, threads)
+        driver = open_driver(device or device_of_family(target.family), manifest.raw, options)
     except BaseException:
-        driver.close()
+        weights.close()
         raise
     return Model(manifest, Engine(manifest, driver, weights, verify=verify), tokenizer)

@@ -59,8 +59,9 @@ class Engine:
     """
 
     def __init__(self, manifest: Manifest, driver: Driver, weights: Weights, *, verify: bool = True) -> None:
-        """Allocate, upload, load and pack. The engine owns ``driver`` and ``weights`` from here, also on
-        failure.
+        """Allocate, upload, load and pack; ``driver`` and ``weights`` belong to the engine, also on failure.
+
+        ``verify``: compare kernels and weights with their digests (a check that was begun is waited for).
 
         Raises: DeviceError (memory, with numbers; kernels), PackageError (a digest).
         """
@@ -82,9 +83,13 @@ class Engine:
         self._wait: Callable[[Any], bytes] = getattr(driver, "wait", None) or bytes
         self.queue_depth = max(1, min(int(getattr(driver, "queue_depth", 1)), manifest.ring))
         try:
+            if verify and not weights.verifying:
+                weights.start_verify()
             self._allocate()
-            self._load_weights(verify)
+            if self._addresses["weights"] in self._allocated:
+                driver.upload(self._addresses["weights"], weights.view)
             self._load_kernels(verify)
+            weights.finish_verify()
             self.reset()
         except BaseException:
             self.close()
@@ -129,16 +134,6 @@ class Engine:
             f"free memory there, or compile with a smaller --ctx or --kv f16: the KV cache for "
             f"{self.context_length} tokens takes {format_bytes(kv)}",
         )
-
-    def _load_weights(self, verify: bool) -> None:
-        finish = self._weights.start_verify() if verify else None
-        try:
-            if self._addresses["weights"] in self._allocated:
-                self._driver.upload(self._addresses["weights"], self._weights.view)
-        finally:
-            # Also after a failed upload: nobody may still be reading the mapping when it is closed.
-            if finish is not None:
-                finish()
 
     def _load_kernels(self, verify: bool) -> None:
         modules: dict[str, Any] = {}

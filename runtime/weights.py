@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -95,31 +94,32 @@ class Weights:
         finally:
             os.close(descriptor)
         self.view = memoryview(self._map) if self._map is not None else memoryview(b"")
+        self._checks: list[Future[bool]] | None = None
 
-    def verify(self) -> None:
-        """Check every chunk and wait. Raises: PackageError that names the first chunk that differs."""
-        self.start_verify()()
+    @property
+    def verifying(self) -> bool:
+        return self._checks is not None
 
-    def start_verify(self) -> Callable[[], None]:
-        """Begin checking on other threads; the returned function waits and raises as ``verify`` does."""
-        chunk, count = self._spec.chunk_bytes, len(self._spec.chunks)
+    def start_verify(self) -> None:
+        """Begin to compare every chunk with its digest, on other threads; ``finish_verify`` has the outcome."""
+        count = len(self._spec.chunks)
         pool = ThreadPoolExecutor(max(1, min(_MAX_HASH_THREADS, len(os.sched_getaffinity(0)), count)))
-        futures = [pool.submit(self._chunk_matches, index) for index in range(count)]
+        self._checks = [pool.submit(self._chunk_matches, index) for index in range(count)]
         pool.shutdown(wait=False)
 
-        def finish() -> None:
-            try:
-                for index, future in enumerate(futures):
-                    if not future.result():
-                        raise PackageError(
-                            f"'{self._spec.file}' does not match its digest between byte {index * chunk} and "
-                            f"{min((index + 1) * chunk, self._spec.bytes)}",
-                            _HINT,
-                        )
-            finally:
-                _drop(futures)
+    def finish_verify(self) -> None:
+        """Wait for what ``start_verify`` began, if it did.
 
-        return finish
+        Raises: PackageError that names the first chunk that differs.
+        """
+        chunk = self._spec.chunk_bytes
+        for index, check in enumerate(self._checks or ()):
+            if not check.result():
+                raise PackageError(
+                    f"'{self._spec.file}' does not match its digest between byte {index * chunk} and "
+                    f"{min((index + 1) * chunk, self._spec.bytes)}",
+                    _HINT,
+                )
 
     def _chunk_matches(self, index: int) -> bool:
         start = index * self._spec.chunk_bytes
@@ -128,18 +128,14 @@ class Weights:
 
     def close(self) -> None:
         """Unmap; a later use of ``view`` raises ValueError. Left to Python where a slice is still in use."""
+        for check in self._checks or ():
+            # Nobody may be reading the mapping when it goes: take back what has not begun, wait for the rest.
+            if not check.cancel():
+                check.exception()
+        self._checks = None
         try:
             self.view.release()
             if self._map is not None:
                 self._map.close()
         except BufferError:
             return
-
-
-def _drop(futures: list[Future[bool]]) -> None:
-    """Take back what has not begun, and wait for what has: nobody may read a mapping that is being closed."""
-    for future in futures:
-        future.cancel()
-    for future in futures:
-        if not future.cancelled():
-            future.exception()
