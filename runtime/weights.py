@@ -101,7 +101,7 @@ class Weights:
         return self._checks is not None
 
     def start_verify(self) -> None:
-        """Begin to compare every chunk with its digest, on other threads; ``finish_verify`` has the outcome."""
+        """Begin to compare every chunk with its digest, on other threads; ``finish_verify`` tells."""
         count = len(self._spec.chunks)
         pool = ThreadPoolExecutor(max(1, min(_MAX_HASH_THREADS, len(os.sched_getaffinity(0)), count)))
         self._checks = [pool.submit(self._chunk_matches, index) for index in range(count)]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from runtime.errors import PackageError
 from runtime.launch import pack_arguments
@@ -251,3 +253,28 @@ def test_arguments_are_packed_by_their_offsets() -> None:
     assert struct.unpack_from("<f", segment, 28)[0] == struct.unpack("<f", struct.pack("<f", 0.1))[0]
     assert struct.unpack_from("<I", segment, 40)[0] == 0xFFFF_FFFE
     assert parse(changed(put(*LAUNCH, "args", 3, -1))).sequences["decode"][0].args[3] == -1
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every path into a JSON value, the root excluded."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+PLACES = list(places(RAW))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(place=st.sampled_from(PLACES), value=JSON)
+def test_any_value_anywhere_is_accepted_or_refused_by_name(place: tuple[Any, ...], value: Any) -> None:
+    try:
+        parse(changed(put(*place, value)))
+    except PackageError as error:
+        assert "\n" not in error.message and len(error.message) < 400
