@@ -154,7 +154,7 @@ def _run(template: str, variables: Mapping[str, Any], limits: Limits) -> str:
     size = 0
     for piece in program.generate(variables):
         size += len(piece)
-        budget.text(size)
+        budget.output(size)
         pieces.append(piece)
     return "".join(pieces)
 

@@ -40,7 +40,7 @@ class Limits:
 
     template: int = 512 * 1024
     output: int = 8 * 1024 * 1024
-    made: int = 256 * 1024 * 1024
+    made: int = 512 * 1024 * 1024
     items: int = 500_000
     steps: int = 2_000_000
     seconds: float = 10.0
@@ -67,11 +67,15 @@ class Budget:
 
     def text(self, size: int) -> None:
         """Charge a text of ``size`` characters, before it is made."""
-        if size > self.limits.output:
-            raise _exceeded(f"a text of {size} characters (limit {self.limits.output})")
+        self.output(size)
         self._made += size
         if self._made > self.limits.made:
             raise _exceeded(f"texts of more than {self.limits.made} characters together")
+
+    def output(self, size: int) -> None:
+        """Allow a text, or the prompt so far, to have ``size`` characters; charges nothing."""
+        if size > self.limits.output:
+            raise _exceeded(f"a text of {size} characters (limit {self.limits.output})")
 
     def result(self, value: Any) -> Any:
         """Charge the result of an operation that makes no more than its input, and return it."""

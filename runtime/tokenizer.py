@@ -19,8 +19,8 @@ from .errors import PackageError, UsageError
 
 __all__ = ["TextStream", "Tokenizer"]
 
-# Two-character codes made of Unicode noncharacters, which no text is meant to contain: BREAK interrupts the
-# text of a control token that stands in a message, ESCAPED stands for a MARK that was really there.
+# Two-character codes made of Unicode noncharacters, which no text is meant to contain: BREAK keeps apart what
+# would be the text of a control token, ESCAPED stands for a MARK that was really there.
 _MARK = "\ufdd0"
 _ESCAPED = _MARK + "\ufdd1"
 _BREAK = _MARK + "\ufdd2"
@@ -125,20 +125,18 @@ class Tokenizer:
         """``text`` of a message, changed so that ``encode(..., special=True)`` finds no control token in it.
 
         Use it on every string that a user can influence *before* rendering the chat template. Control-token
-        texts are interrupted by an invisible mark after their first character, and so is an unfinished one at
-        the end (it might be completed by what the template puts next); ``encode`` takes the marks out again.
-        Text without control tokens, nearly all text, comes back unchanged, so templates can still search
-        and trim it. User-defined tokens are not control tokens: like in plain text, they stay recognised.
+        texts are interrupted by an invisible mark after their first character, and a text that ends with the
+        beginning of one (what the template puts next might complete it) gets a mark at its end; ``encode``
+        takes the marks out again. Nearly all text comes back unchanged, so templates can still search and
+        trim it. User-defined tokens are not control tokens: like in plain text, they stay recognised.
         """
         text = text.replace(_MARK, _ESCAPED)
         if self._pattern is None:
             return text
-        text = self._pattern.sub(lambda match: match[0][0] + _BREAK + match[0][1:], text)
-        for size in range(min(self._longest, len(text)), 0, -1):
-            if text[len(text) - size :] in self._openings:
-                cut = len(text) - size + 1
-                return text[:cut] + _BREAK + text[cut:]
-        return text
+        while self._pattern.search(text):  # again, as control tokens may overlap
+            text = self._pattern.sub(lambda match: match[0][0] + _BREAK + match[0][1:], text)
+        tails = (text[-size:] for size in range(1, min(self._longest, len(text)) + 1))
+        return text + _BREAK if any(tail in self._openings for tail in tails) else text
 
     @staticmethod
     def unshield(text: str) -> str:
