@@ -222,4 +222,8 @@ def vector_source(
     else:
         text = f"(({vector}){word})"
         defined = low if low == high else f"({low} & {high})"
+        if type_ == "u32":
+            # v_cndmask_b32 moves bits, but its operands take the sign modifiers of floats.
+            text = f"({text} & 0x7fffffffu)" if absolute else text
+            text = f"({text} ^ 0x80000000u)" if neg else text
     return Source(_signs(text, type_, op, neg, absolute) if floating else text, defined)

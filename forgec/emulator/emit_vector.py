@@ -176,7 +176,7 @@ def _defined(ins: Instruction, operands: list[Operand], sources: list[Source], r
                 return "~0UL", f"DLO({n})"
             if ins.mnemonic in ("v_lshrrev_b32", "v_ashrrev_i32") and value == 16:
                 return f"DHI({n})", f"DHI({n})" if ins.mnemonic == "v_ashrrev_i32" else "~0UL"
-    if ins.mnemonic == "v_bfe_u32" and registers and len(constants) == 2:
+    if ins.mnemonic in ("v_bfe_u32", "v_bfe_i32") and registers and len(constants) == 2:
         start, size = int(constants[0].value), int(constants[1].value)
         if registers[0].kind == "v" and start + size <= 16:
             return f"DLO({registers[0].reg})", f"DLO({registers[0].reg})"
