@@ -185,8 +185,10 @@ def test_a_library_that_is_broken(folder: Path, tmp_path: Path) -> None:
 
 
 MISSING = """
+import rocm.bindings.util.paths as paths
 import runtime.libhip as libhip
 from runtime.errors import DeviceError
+paths.get_library_path = lambda name: b"libamdhip64-absent.so"  # whatever this machine has installed
 libhip.find_library = lambda environ: None
 try:
     libhip.load_hip()
