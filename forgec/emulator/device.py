@@ -107,23 +107,28 @@ class Device:
         self.arena.view(pointer, raw.size)[:] = raw.data
         self.arena.mark(pointer, raw.size)
 
-    def read(self, pointer: int, dtype: npt.DTypeLike, count: int, *, allow_unwritten: bool = False) -> npt.NDArray[np.generic]:
+    def read_bytes(self, pointer: int, size: int, *, allow_unwritten: bool = False) -> bytes:
+        """Copy ``size`` bytes from the device; raises as ``read`` does."""
+        self.arena.check(pointer, size)
+        hole = None if allow_unwritten else self.arena.first_unwritten(pointer, size)
+        if hole is not None:
+            raise DeviceError(
+                f"byte {hole} of the {size} read at {pointer:#x} holds no defined value:"
+                " it was never written, or computed from something that was never written"
+            )
+        return bytes(self.arena.view(pointer, size))
+
+    def read(
+        self, pointer: int, dtype: npt.DTypeLike, count: int, *, allow_unwritten: bool = False
+    ) -> npt.NDArray[np.generic]:
         """Copy ``count`` elements of ``dtype`` from the device.
 
         Raises:
             DeviceError: outside an allocation, or (with checks) bytes that neither host nor kernel ever wrote.
         """
         kind = np.dtype(dtype)
-        size = kind.itemsize * count
-        self.arena.check(pointer, size)
-        if not allow_unwritten:
-            hole = self.arena.first_unwritten(pointer, size)
-            if hole is not None:
-                raise DeviceError(
-                    f"byte {hole} of the {size} read at {pointer:#x} holds no defined value:"
-                    " it was never written, or computed from something that was never written"
-                )
-        return np.frombuffer(bytes(self.arena.view(pointer, size)), kind)
+        raw = self.read_bytes(pointer, kind.itemsize * count, allow_unwritten=allow_unwritten)
+        return np.frombuffer(raw, kind)
 
     def upload(self, array: npt.NDArray[np.generic]) -> int:
         """Allocate and write in one step; returns the pointer."""
@@ -196,8 +201,8 @@ class Device:
         self,
         module: Module,
         symbol: str,
-        grid: Sequence[int],
-        block: Sequence[int],
+        grid: int | Sequence[int],
+        block: int | Sequence[int],
         kernarg: bytes,
         dynamic_lds: int = 0,
     ) -> Counters:
@@ -242,6 +247,6 @@ class Device:
         self._pool.shutdown()
 
 
-def _three(value: Sequence[int]) -> tuple[int, int, int]:
-    padded = [*value, 1, 1, 1][:3]
+def _three(value: int | Sequence[int]) -> tuple[int, int, int]:
+    padded = [*([value] if isinstance(value, int) else value), 1, 1, 1][:3]
     return int(padded[0]), int(padded[1]), int(padded[2])

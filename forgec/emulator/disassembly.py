@@ -19,7 +19,7 @@ from forgec.emulator.native import cache_directory, clang_command, lld_command, 
 from forgec.emulator.translate import RawInstruction
 from forgec.errors import DeviceError, ToolchainError
 
-__all__ = ["disassemble", "remember_listing"]
+__all__ = ["can_disassemble", "disassemble", "remember_listing"]
 
 _ENCODING = re.compile(r"^(.*?)\s*;\s*encoding: \[([^\]]*)\]\s*$")
 _LABEL = re.compile(r"^([A-Za-z_.$][\w.$]*):")
@@ -48,6 +48,11 @@ def disassemble(code: CodeObject, assembly: str | None = None) -> dict[int, RawI
             "pass the compiler's -S output beside it, or install llvm-objdump (Debian: apt-get install llvm-19)",
         )
     return _from_objdump(code, tool)
+
+
+def can_disassemble(image: bytes) -> bool:
+    """Whether ``disassemble`` can do without a listing for the code object ``image``."""
+    return _objdump() is not None or _listing_path(image).exists()
 
 
 def _listing_path(image: bytes) -> Path:

@@ -32,12 +32,18 @@ from forgec.targets import get_target
 #: The target that each test device compiles for.
 DEVICES = {
     "cpu": "x86-64-v3",
+    "cpu-native": "native",
     "emulated-gfx1100": "gfx1100",
     "emulated-gfx942": "gfx942",
     "cuda": "sm_90",
 }
 #: For ``@pytest.mark.parametrize("device", EVERY_DEVICE)``.
-EVERY_DEVICE = [pytest.param(name, marks=[pytest.mark.gpu] if name == "cuda" else []) for name in DEVICES]
+#: The common templates are the same text for both CPU targets: only the CPU's own need the second.
+EVERY_DEVICE = [
+    pytest.param(name, marks=[pytest.mark.gpu] if name == "cuda" else [])
+    for name in DEVICES
+    if name != "cpu-native"
+]
 GUARD_BYTES = 256
 GUARD = 0xA5
 EPS32 = 2.0**-23
@@ -210,10 +216,10 @@ def carried_ptx(params: StageParams, generic: bool) -> bytes:
 
 def open_device(device: str, generic: bool) -> Device:
     """A device by its name in DEVICES."""
-    if device == "cpu":
-        return CpuDevice(generic)
+    if device.startswith("cpu"):
+        return CpuDevice(DEVICES[device], generic)
     if device == "cuda":
-        return PreparingDevice(generic) if preparing() else CudaDevice(generic)
+        return PreparingDevice(DEVICES[device], generic) if preparing() else CudaDevice(generic)
     return EmulatedDevice(DEVICES[device], generic)
 
 
@@ -222,8 +228,8 @@ class CpuDevice:
 
     guard_bytes = GUARD_BYTES
 
-    def __init__(self, generic: bool) -> None:
-        self._generic = generic
+    def __init__(self, target_name: str, generic: bool) -> None:
+        self._target, self._generic = target_name, generic
         self._memory: list[Any] = []
 
     def put(self, data: bytes) -> int:
@@ -240,7 +246,7 @@ class CpuDevice:
         self._memory.clear()
 
     def launch(self, params: StageParams, kernarg: bytes, blocks: int) -> None:
-        function = getattr(_cpu_library(params, self._generic), params.symbol)
+        function = getattr(_cpu_library(params, self._target, self._generic), params.symbol)
         function.argtypes, function.restype = (ctypes.c_void_p, ctypes.c_int, ctypes.c_int), None
         arguments = (ctypes.c_uint64 * (-(-len(kernarg) // 8)))()
         ctypes.memmove(arguments, kernarg, len(kernarg))
@@ -249,8 +255,8 @@ class CpuDevice:
 
 
 @cache
-def _cpu_library(params: StageParams, generic: bool) -> ctypes.CDLL:
-    code = compile_stage(params, DEVICES["cpu"], generic)
+def _cpu_library(params: StageParams, target_name: str, generic: bool) -> ctypes.CDLL:
+    code = compile_stage(params, target_name, generic)
     with tempfile.NamedTemporaryFile(suffix=".so") as file:
         file.write(code.data)
         file.flush()

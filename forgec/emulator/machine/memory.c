@@ -113,7 +113,7 @@ static int resolve(Wave *w, u32 site, int space, const U64 *addr, u32 bytes, int
       for (u32 l = first; l < W; ++l)
         if (m >> l & 1 && check_global(w, site, l, a[l], bytes, kind)) return RUN_TRAP;
     }
-    *(U64 *)__builtin_assume_aligned(x->p, 8) = a;
+    memcpy(x->p, &a, sizeof a);
     if (L->shadow)
       for (u32 l = 0; l < W; ++l) x->sh[l] = L->shadow + (a[l] - L->arena_lo);
     if (UNLIKELY(L->sites)) count_lines(w, site, x, bytes, 0);
