@@ -20,10 +20,14 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Field:
-    """A run of bytes of a GGUF block: ``at`` its offset, ``size`` its length, both in bytes."""
+    """A run of bytes of a GGUF block: ``at`` its offset, ``size`` its length, both in bytes.
+
+    ``word`` is the piece, in bytes, that one row contributes at a time where a layout interleaves rows.
+    """
 
     at: int
     size: int
+    word: int
 
 
 @dataclass(frozen=True)
@@ -47,17 +51,21 @@ class Format:
 FORMATS: dict[str, Format] = {
     f.name: f
     for f in (
-        Format("f32", 1, 4, (Field(0, 4),)),
-        Format("f16", 1, 2, (Field(0, 2),)),
-        Format("bf16", 1, 2, (Field(0, 2),)),
-        Format("q4_0", 32, 18, (Field(2, 16), Field(0, 2))),
-        Format("q4_1", 32, 20, (Field(4, 16), Field(0, 4))),
-        Format("q8_0", 32, 34, (Field(2, 32), Field(0, 2))),
+        Format("f32", 1, 4, (Field(0, 4, 4),)),
+        Format("f16", 1, 2, (Field(0, 2, 2),)),
+        Format("bf16", 1, 2, (Field(0, 2, 2),)),
+        Format("q4_0", 32, 18, (Field(2, 16, 4), Field(0, 2, 2))),
+        Format("q4_1", 32, 20, (Field(4, 16, 4), Field(0, 4, 2))),
+        Format("q8_0", 32, 34, (Field(2, 32, 4), Field(0, 2, 2))),
     )
 }
 
 #: Rows that the "rows8" layout interleaves: one per lane of a 256-bit vector of floats.
 ROWS8 = 8
+#: Element types by their size in bytes: what a transposition moves.
+WORDS = {2: np.uint16, 4: np.uint32}
+#: Bytes of a plane that are transposed at a time.
+BAND_BYTES = 256 << 10
 
 
 def _format(name: str) -> Format:
@@ -94,9 +102,10 @@ def pack(raw: Bytes, format: str, layout: str, rows: int, cols: int) -> tuple[By
     """Split the GGUF bytes of a [rows, cols] matrix into the planes of a layout.
 
     ``raw`` is uint8 [rows * row_bytes]. "planes" keeps the row-major order of blocks. "rows8" stores, for
-    each group of eight rows and each block column, the eight rows' fields cut into 4-byte words, the words
-    of one index from all eight rows side by side ([group][block][word][row]), so that a 32-byte load gives
-    every row its own word; fields below 4 bytes stay whole, and float formats are cut per element.
+    each group of eight rows and each block column, the eight rows' fields cut into words, the words of one
+    index from all eight rows side by side ([group][block][word][row]): quants in words of four bytes, so that
+    a 32-byte load gives every row its own; scales and minima in halves, so that all eight d lie together; float
+    formats per element.
     """
     spec = _format(format)
     if cols % spec.block:
@@ -105,17 +114,26 @@ def pack(raw: Bytes, format: str, layout: str, rows: int, cols: int) -> tuple[By
     planes = [blocks[:, :, f.at : f.at + f.size] for f in spec.planes]
     if layout == "planes":
         return tuple(np.ascontiguousarray(p).reshape(-1) for p in planes)
-    return tuple(_interleave(p, rows) for p in planes)
+    return tuple(_interleave(p, f.word) for p, f in zip(planes, spec.planes, strict=True))
 
 
-def _interleave(plane: Bytes, rows: int) -> Bytes:
-    """[rows, blocks, size] -> flat [groups, blocks, size / word, 8, word]; a word is at most 4 bytes."""
-    _, blocks, size = plane.shape
-    word = min(size, 4)
+def _interleave(plane: Bytes, word: int) -> Bytes:
+    """[rows, blocks, size] -> flat [groups, blocks, size / word, 8, word], a band of rows at a time.
+
+    Bands stay in the cache between the two passes: one gathers a plane's bytes, one transposes whole words.
+    """
+    rows, blocks, size = plane.shape
+    words = blocks * size // word
+    dtype = WORDS[word]
     groups = -(-rows // ROWS8)
-    padded = plane
-    if groups * ROWS8 != rows:
-        padded = np.zeros((groups * ROWS8, blocks, size), np.uint8)
-        padded[:rows] = plane
-    cut = padded.reshape(groups, ROWS8, blocks, size // word, word)
-    return np.ascontiguousarray(cut.transpose(0, 2, 3, 1, 4)).reshape(-1)
+    out = np.zeros((groups, words, ROWS8), dtype)
+    band = max(1, BAND_BYTES // (ROWS8 * blocks * size))
+    whole = rows // ROWS8
+    for first in range(0, whole, band):
+        last = min(first + band, whole)
+        cut = np.ascontiguousarray(plane[first * ROWS8 : last * ROWS8]).view(dtype)
+        out[first:last] = cut.reshape(last - first, ROWS8, words).transpose(0, 2, 1)
+    if whole < groups:
+        rest = np.ascontiguousarray(plane[whole * ROWS8 :]).view(dtype).reshape(-1, words)
+        out[whole, :, : len(rest)] = rest.T
+    return out.reshape(-1).view(np.uint8)

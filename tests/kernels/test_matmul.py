@@ -30,19 +30,24 @@ def run_case(
     bias: bool = False,
     in_place: bool = False,
     cols: int | None = None,
+    layout: str = "planes",
+    tile_rows: int = 8,
 ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray], int]:
-    """(out, exact products, sums of |terms|, columns) for a random number of rows."""
+    """(out, exact products, sums of |terms|, columns) for a random number of rows.
+
+    The common template, or with layout "rows8" the CPU's own.
+    """
     family, wave, block = common(device, 256)
     cols = cols or 32 * int(rng.integers(1, 9))
     rows = int(rng.integers(1, 75))
-    tile_rows, tile_cols = (64, 64) if wave > 1 else (8, 12)
+    tile_rows, tile_cols = (64, 64) if wave > 1 else (tile_rows, 12)
     params = MatmulParams(
         family,
         wave,
         block,
         cols,
         tuple(Segment(*s) for s in segments),
-        "planes",
+        layout,
         act,
         epilogue,
         bias,
@@ -58,7 +63,7 @@ def run_case(
         x = q * np.repeat(d.astype(np.float64), 32, axis=1)
     exact, magnitude = [], []
     for i, (format, features) in enumerate(segments):
-        planes, w = packed_weights(rng, f"w{i}", format, features, cols)
+        planes, w = packed_weights(rng, f"w{i}", format, features, cols, layout)
         arrays.update(planes)
         offset = rng.standard_normal(features).astype(np.float32) if bias else np.zeros(features, np.float32)
         if bias:
@@ -73,7 +78,8 @@ def run_case(
         exact = [np.concatenate(exact, 1) + arrays["residual"]]
         magnitude = [np.concatenate(magnitude, 1) + np.abs(arrays["residual"])]
     arrays["out"] = arrays["residual"] if in_place else np.full((rows, width), np.nan, np.float32)
-    out = run_stage(params, arrays, state=State(rows=rows), device=device)["out"]
+    generic = layout == "planes"
+    out = run_stage(params, arrays, state=State(rows=rows), device=device, generic=generic)["out"]
     return out, exact, magnitude, cols
 
 

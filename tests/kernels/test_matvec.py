@@ -48,7 +48,9 @@ def run_case(
     extra: dict[str, np.ndarray] | None = None,
     state: State | None = None,
     block: int | None = None,
+    layout: str = "planes",
 ) -> Case:
+    """Run the common template, or with layout "rows8" the CPU's own, on fresh random numbers."""
     family, wave, threads = common(device, block)
     params = MatvecParams(
         family,
@@ -56,7 +58,7 @@ def run_case(
         threads,
         cols=cols,
         segments=tuple(Segment(*s) for s in segments),
-        layout="planes",
+        layout=layout,
         act=act,
         epilogue=epilogue,
         bias=bias,
@@ -75,7 +77,7 @@ def run_case(
         arrays["norm_weight"] = rng.uniform(0.5, 1.5, cols).astype(np.float32)
     values = []
     for i, (format, rows) in enumerate(segments):
-        planes, w = packed_weights(rng, f"w{i}", format, rows, cols)
+        planes, w = packed_weights(rng, f"w{i}", format, rows, cols, layout)
         arrays.update(planes)
         values.append(w)
         if bias:
@@ -83,7 +85,7 @@ def run_case(
     if rope is None:
         total = segments[0][1] if epilogue == "swiglu" else sum(rows for _, rows in segments)
         arrays.setdefault("out", np.full(total, np.nan, np.float32))
-    out = run_stage(params, arrays, state=state, device=device)
+    out = run_stage(params, arrays, state=state, device=device, generic=layout == "planes")
     row = x[state.row if row_select else 0].astype(np.float64)
     exact, magnitude = products(row, arrays, values, act, prologue, bias)
     return Case(out, exact, magnitude, arrays, cols)
