@@ -134,6 +134,7 @@ static int resolve(Wave *w, u32 site, int space, const U64 *addr, u32 bytes, int
       x->p[l] = (u8 *)a;
       if (L->shadow) x->sh[l] = L->shadow + (a - L->arena_lo);
     } else if (sp == SPACE_LDS) {
+      a = (u32)a; /* the offset is added modulo 2^32: since gfx9, LLVM folds it over negative bases */
       if (a + bytes > L->lds_size) return emu_trap(w, TRAP_LDS_BOUNDS, site, l, a, L->lds_size);
       lds = 1;
       x->p[l] = w->g->lds + a;
