@@ -50,7 +50,7 @@ def plan_model(
         if dump is not None:
             _dump(dump, f"{result.index:02d}-{result.name}.txt", format_graph(result.graph))
 
-    graph = optimise(build_graph(gguf, spec), target, write)
+    graph = optimise(build_graph(gguf, spec), target, write, fuse=options.fuse)
     program = lower(graph, target, options)
     if dump is not None:
         _dump(dump, "program.txt", program_text(program))

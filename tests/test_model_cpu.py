@@ -24,9 +24,9 @@ GOLDEN = Path(__file__).parent / "fixtures" / "golden" / "smollm2.json"
 CONTEXT = 2048
 
 
-def build(folder: Path, math: str, kv: str = "f16") -> Path:
+def build(folder: Path, math: str, kv: str = "f16", *, fuse: bool = True) -> Path:
     output = folder / f"smollm2-{math}-{kv}"
-    options = CompileOptions(math=math, context=CONTEXT, kv_dtype=kv)
+    options = CompileOptions(math=math, context=CONTEXT if fuse else 256, kv_dtype=kv, fuse=fuse)
     compile_model(require_smollm2(), "x86-64-v3", output, options, cache=open_cache(load_config())[0])
     return output
 
@@ -81,6 +81,16 @@ def test_one_thread_and_four_give_the_same_tokens(exact_package: Path, exact: An
     for threads in (1, 4):
         with import_package(exact_package).load(threads=threads) as model:
             assert model.generate(prompt, max_tokens=24).tokens == expected
+
+
+def test_unfused_kernels_give_the_same_tokens(tmp_path: Path, exact: Any) -> None:
+    """One kernel per operation against the fused ones: a wrong fusion would part them."""
+    prompt = "def fibonacci(n: int) -> int:"
+    with import_package(build(tmp_path, "exact", "f32", fuse=False)).load(threads=2) as model:
+        launches = len(model.manifest.sequences["decode"])
+        tokens = model.generate(prompt, max_tokens=16).tokens
+    assert launches > 3 * len(exact.manifest.sequences["decode"])
+    assert tokens == exact.generate(prompt, max_tokens=16).tokens
 
 
 def test_sampling_is_reproducible_and_seeded(fast: Any) -> None:

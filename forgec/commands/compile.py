@@ -29,6 +29,7 @@ __all__ = ["command", "default_output"]
               help="How launches are scheduled; auto is graph replay on every target.")  # fmt: skip
 @click.option("--toolchain", type=click.Choice(["auto", "hipcc", "zig"]), default="auto", show_default=True,
               help="auto: hipcc of ROCm 6 or later, else ziglang.")  # fmt: skip
+@click.option("--no-fuse", is_flag=True, help="One kernel per operation: slow, to find a wrong fusion.")
 @click.option("--force", is_flag=True, help="Replace an existing package.")
 @click.option("--dump-dir", type=click.Path(path_type=Path), metavar="D",
               help="Write every intermediate product: graphs, program, sources, assembly.")  # fmt: skip
@@ -41,6 +42,7 @@ def command(
     kv: str,
     schedule: str,
     toolchain: str,
+    no_fuse: bool,
     force: bool,
     dump_dir: Path | None,
 ) -> None:
@@ -51,7 +53,7 @@ def command(
       forgec compile model.gguf --arch gfx1100 -o build/model-gfx1100
     """
     destination = output or default_output(model, arch)
-    options = CompileOptions(math=math, context=ctx, kv_dtype=kv)
+    options = CompileOptions(math=math, context=ctx, kv_dtype=kv, fuse=not no_fuse)
     console = Console(stderr=True)
     cache, warning = open_cache(load_config())
     if warning is not None:

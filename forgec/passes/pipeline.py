@@ -19,7 +19,7 @@ from forgec.passes.fuse_swiglu import FuseSwiGLU
 from forgec.passes.manager import Pass, PassResult, run_passes
 from forgec.targets.base import Target
 
-__all__ = ["PIPELINE", "optimise"]
+__all__ = ["PIPELINE", "UNFUSED", "optimise"]
 
 PIPELINE: tuple[Pass, ...] = (
     FuseAttention(),
@@ -31,7 +31,12 @@ PIPELINE: tuple[Pass, ...] = (
     ChooseLayout(),  # after all that removes users of weights
 )
 
+#: Every operation its own kernel, but for the head's norm, which reads one row: to find a wrong fusion.
+UNFUSED: tuple[Pass, ...] = (FuseNorm(), DeadCode(), ChooseLayout())
 
-def optimise(graph: Graph, target: Target, after: Callable[[PassResult], None] | None = None) -> Graph:
-    """Run the whole pipeline; see ``run_passes``."""
-    return run_passes(graph, target, PIPELINE, after)
+
+def optimise(
+    graph: Graph, target: Target, after: Callable[[PassResult], None] | None = None, *, fuse: bool = True
+) -> Graph:
+    """Run the whole pipeline, or without ``fuse`` the least that can be planned; see ``run_passes``."""
+    return run_passes(graph, target, PIPELINE if fuse else UNFUSED, after)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from forgec.errors import TargetError, VerifyError
 from forgec.ir import ops
 from forgec.ir.graph import Graph
+from forgec.plan.lowering import Lowered, Lowering, Temp
 from forgec.plan.memory import Request, align, plan_arena
 from forgec.plan.program import (
     STATE_BYTES,
@@ -23,7 +24,7 @@ from forgec.plan.program import (
     Program,
     Ref,
 )
-from forgec.plan.stage_rules import Lowered, Lowering, Temp, lower_node
+from forgec.plan.stage_rules import lower_node
 from forgec.plan.stages import StageParams
 from forgec.plan.weights import place_weights
 from forgec.targets import Target

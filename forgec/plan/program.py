@@ -42,6 +42,7 @@ class CompileOptions:
     kv_dtype: str = "f16"
     chunk: int = 128
     ring: int = 1024
+    fuse: bool = True
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which stages carry out each operation of a fused graph, one rule an operation.
+"""Which stages carry out each operation, one rule an operation; ``unfused_rules`` has those of plain graphs.
 
 A rule turns a node into launches with virtual addresses (``Temp``); liveness and real offsets come later.
 Decode takes the matvec path (one row), prefill the matmul path (a chunk of rows).
@@ -6,15 +6,14 @@ Decode takes the matvec path (one row), prefill the matmul path (a chunk of rows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 
 from forgec.errors import VerifyError
 from forgec.ir import ops
-from forgec.ir.graph import Graph, Node
+from forgec.ir.graph import Node
 from forgec.plan.geometry import lanes_per_key, lanes_per_row, matmul_grid, matvec_grid
-from forgec.plan.layouts import FORMATS
-from forgec.plan.program import Argument, CompileOptions, PackedTensor, Ref
+from forgec.plan.lowering import STATE, Arguments, Lowered, Lowering, Temp
+from forgec.plan.program import Argument, Ref
 from forgec.plan.stages import (
     AttentionDecodeParams,
     AttentionPrefillParams,
@@ -27,98 +26,11 @@ from forgec.plan.stages import (
     RopeKVParams,
     SampleParams,
     Segment,
-    StageParams,
 )
-from forgec.plan.tuning import Tuning, attention_splits, grid_blocks, lookup
-from forgec.targets import Target
+from forgec.plan.tuning import attention_splits, grid_blocks, lookup
+from forgec.plan.unfused_rules import UNFUSED_RULES
 
-__all__ = ["Lowered", "Lowering", "Temp", "lower_node"]
-
-STATE = Ref("state", 0)
-Arguments = tuple["Argument | Temp", ...]
-
-
-@dataclass(frozen=True)
-class Temp:
-    """A temporary in the arena: its size in bytes, and the temporary whose storage it takes over."""
-
-    name: str
-    bytes: int
-    alias: str = ""
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """One launch before addresses are known."""
-
-    kernel: StageParams
-    grid: int
-    args: tuple[Argument | Temp, ...]
-    note: str
-
-
-@dataclass
-class Lowering:
-    """The one graph being lowered; collects the temporaries that the rules ask for."""
-
-    graph: Graph
-    target: Target
-    options: CompileOptions
-    tensors: Mapping[str, PackedTensor]
-    decode: bool
-    temps: dict[str, Temp] = field(default_factory=dict)
-
-    @property
-    def rows(self) -> int:
-        """Most rows of activations that a step carries."""
-        return 1 if self.decode else self.options.chunk
-
-    @property
-    def context(self) -> int:
-        if self.options.context is None:
-            raise VerifyError("lowering needs a context length")
-        return self.options.context
-
-    def temp(self, name: str, size: int, alias: str = "") -> Temp:
-        """Declare (or find) a temporary of ``size`` bytes."""
-        return self.temps.setdefault(name, Temp(name, size, alias))
-
-    def value(self, name: str, alias: str = "") -> Temp:
-        """The temporary of a graph value of shape ["rows", features], float32."""
-        features = self.graph.values[name].shape[-1]
-        if not isinstance(features, int):
-            raise VerifyError(f"value '{name}' has no fixed width: {features}")
-        return self.temp(name, 4 * features * self.rows, alias)
-
-    def planes(self, name: str) -> tuple[Ref, ...]:
-        """Addresses of the planes of a weight or constant."""
-        return tuple(Ref("weights", offset) for offset, _ in self.tensors[name].planes)
-
-    def cache(self, name: str) -> Ref:
-        """Address of a layer's K or V cache (any SSA version of it)."""
-        value = self.graph.values[name]
-        spec = self.graph.spec
-        if value.layer is None:
-            raise VerifyError(f"state value '{name}' belongs to no layer")
-        element = 2 if self.options.kv_dtype == "f16" else 4
-        k_bytes = spec.head_count_kv * self.context * spec.key_length * element
-        v_bytes = spec.head_count_kv * self.context * spec.value_length * element
-        base = value.layer * (k_bytes + v_bytes)
-        return Ref("kv", base if value.root.startswith("kv.k") else base + k_bytes)
-
-    def is_last_user(self, node: Node, value: str) -> bool:
-        """Whether every other node that reads a value runs before ``node``."""
-        users = {user.name for user in self.graph.users(value)}
-        return [n.name for n in self.graph.topo() if n.name in users][-1] == node.name
-
-    def common(self, tuning: Tuning) -> tuple[str, int, int]:
-        """The fields every stage begins with: family, wave width, threads of a block."""
-        return self.target.family, self.target.wave, tuning.block or self.target.block_size
-
-    def act(self, formats: Iterable[str]) -> str:
-        """Activations of a product: int8 in fast math where dot4 exists and every weight comes in blocks."""
-        quantised = all(FORMATS[name].block > 1 for name in formats)
-        return "q8" if self.options.math == "fast" and quantised and self.target.dot else "f32"
+__all__ = ["lower_node"]
 
 
 def lower_node(lowering: Lowering, node: Node) -> list[Lowered]:
@@ -127,7 +39,6 @@ def lower_node(lowering: Lowering, node: Node) -> list[Lowered]:
     if rule is None:
         raise VerifyError(
             f"node '{node.name}': operation '{type(node.op).__name__}' has no stage",
-            "Only fused graphs can be planned; the passes of passes/pipeline.py fuse them.",
         )
     return list(rule(lowering, node))
 
@@ -191,6 +102,12 @@ def _linear(at: Lowering, node: Node) -> Iterator[Lowered]:
     # The head runs on one chosen row in both timelines: the same kernel serves a prompt and a token.
     one_row = at.decode or at.graph.values[node.outputs[0]].shape[0] == 1
     yield from (_matvec if one_row else _matmul)(at, node, node.op, node.op.by_role(node.inputs))
+
+
+def _plain_linear(at: Lowering, node: Node) -> Iterator[Lowered]:
+    """A product that nothing was fused with."""
+    op = ops.FusedLinear(ops.NoPrologue(), ops.Store(), 1, len(node.inputs) > 2)
+    return (_matvec if at.decode else _matmul)(at, node, op, op.by_role(node.inputs))
 
 
 def _segments(at: Lowering, inputs: ops.LinearInputs) -> tuple[Segment, ...]:
@@ -343,6 +260,8 @@ RULES: Mapping[type[ops.Op], Callable[[Lowering, Node], Iterator[Lowered]]] = {
     ops.Embedding: _embedding,
     ops.Attention: _attention,
     ops.FusedLinear: _linear,
+    ops.Linear: _plain_linear,
     ops.SelectRow: _select_row,
     ops.Sample: _sample,
+    **UNFUSED_RULES,
 }

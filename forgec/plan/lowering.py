@@ -1,0 +1,109 @@
+"""One graph being lowered: virtual addresses, and what every rule may ask for.
+
+Rules turn nodes into ``Lowered`` launches over ``Temp`` addresses; liveness and real offsets come later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from forgec.errors import VerifyError
+from forgec.ir.graph import Graph, Node
+from forgec.plan.layouts import FORMATS
+from forgec.plan.program import Argument, CompileOptions, PackedTensor, Ref
+from forgec.plan.stages import StageParams
+from forgec.plan.tuning import Tuning
+from forgec.targets import Target
+
+__all__ = ["STATE", "Arguments", "Lowered", "Lowering", "Temp"]
+
+STATE = Ref("state", 0)
+Arguments = tuple["Argument | Temp", ...]
+
+
+@dataclass(frozen=True)
+class Temp:
+    """A temporary in the arena: its size in bytes, and the temporary whose storage it takes over."""
+
+    name: str
+    bytes: int
+    alias: str = ""
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """One launch before addresses are known."""
+
+    kernel: StageParams
+    grid: int
+    args: tuple[Argument | Temp, ...]
+    note: str
+
+
+@dataclass
+class Lowering:
+    """The one graph being lowered; collects the temporaries that the rules ask for."""
+
+    graph: Graph
+    target: Target
+    options: CompileOptions
+    tensors: Mapping[str, PackedTensor]
+    decode: bool
+    temps: dict[str, Temp] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Most rows of activations that a step carries."""
+        return 1 if self.decode else self.options.chunk
+
+    @property
+    def context(self) -> int:
+        if self.options.context is None:
+            raise VerifyError("lowering needs a context length")
+        return self.options.context
+
+    def temp(self, name: str, size: int, alias: str = "") -> Temp:
+        """Declare (or find) a temporary of ``size`` bytes."""
+        return self.temps.setdefault(name, Temp(name, size, alias))
+
+    def value(self, name: str, alias: str = "") -> Temp:
+        """The temporary of a graph value of shape ["rows", features], float32."""
+        return self.temp(name, 4 * self.width(name) * self.rows, alias)
+
+    def width(self, name: str) -> int:
+        """Features of a graph value: its last dimension."""
+        features = self.graph.values[name].shape[-1]
+        if not isinstance(features, int):
+            raise VerifyError(f"value '{name}' has no fixed width: {features}")
+        return features
+
+    def planes(self, name: str) -> tuple[Ref, ...]:
+        """Addresses of the planes of a weight or constant."""
+        return tuple(Ref("weights", offset) for offset, _ in self.tensors[name].planes)
+
+    def cache(self, name: str) -> Ref:
+        """Address of a layer's K or V cache (any SSA version of it)."""
+        value = self.graph.values[name]
+        spec = self.graph.spec
+        if value.layer is None:
+            raise VerifyError(f"state value '{name}' belongs to no layer")
+        element = 2 if self.options.kv_dtype == "f16" else 4
+        k_bytes = spec.head_count_kv * self.context * spec.key_length * element
+        v_bytes = spec.head_count_kv * self.context * spec.value_length * element
+        base = value.layer * (k_bytes + v_bytes)
+        return Ref("kv", base if value.root.startswith("kv.k") else base + k_bytes)
+
+    def is_last_user(self, node: Node, value: str) -> bool:
+        """Whether every other node that reads a value runs before ``node``."""
+        users = {user.name for user in self.graph.users(value)}
+        return [n.name for n in self.graph.topo() if n.name in users][-1] == node.name
+
+    def common(self, tuning: Tuning) -> tuple[str, int, int]:
+        """The fields every stage begins with: family, wave width, threads of a block."""
+        return self.target.family, self.target.wave, tuning.block or self.target.block_size
+
+    def act(self, formats: Iterable[str]) -> str:
+        """Activations of a product: int8 in fast math where dot4 exists and every weight comes in blocks."""
+        quantised = all(FORMATS[name].block > 1 for name in formats)
+        return "q8" if self.options.math == "fast" and quantised and self.target.dot else "f32"

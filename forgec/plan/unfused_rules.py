@@ -1,0 +1,148 @@
+"""Stages of operations that no pass has fused: one kernel per operation.
+
+With the fusions switched off a model still compiles, slower; comparing both packages finds a fusion or a
+fused kernel that is wrong. Prompt and token take the same stages here, with one row or a chunk of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from forgec.errors import VerifyError
+from forgec.ir import ops
+from forgec.ir.graph import Node
+from forgec.plan.lowering import STATE, Arguments, Lowered, Lowering, Temp
+from forgec.plan.stages import (
+    ElementwiseParams,
+    KVAppendParams,
+    MaskParams,
+    NormParams,
+    QKParams,
+    RopeParams,
+    ScaleParams,
+    SoftmaxParams,
+    StageParams,
+    WeightedVParams,
+)
+from forgec.plan.tuning import grid_blocks, lookup
+
+__all__ = ["UNFUSED_RULES"]
+
+
+def _common(at: Lowering, stage: str) -> tuple[str, int, int]:
+    return at.common(lookup(stage, "f32", at.target))
+
+
+def _launch(at: Lowering, params: StageParams, args: Arguments, node: Node, work: int) -> Iterator[Lowered]:
+    yield Lowered(params, grid_blocks(work, at.target), args, node.name)
+
+
+def _norm(at: Lowering, node: Node) -> Iterator[Lowered]:
+    assert isinstance(node.op, ops.RMSNorm)
+    x, weight = node.inputs
+    params = NormParams(*_common(at, "norm"), at.width(x), node.op.eps, "f32")
+    args: Arguments = (STATE, at.value(x), *at.planes(weight), at.value(node.outputs[0]))
+    return _launch(at, params, args, node, at.rows)
+
+
+def _rope(at: Lowering, node: Node) -> Iterator[Lowered]:
+    op = node.op
+    assert isinstance(op, ops.Rope)
+    x, table = node.inputs
+    params = RopeParams(*_common(at, "rope"), op.heads, op.head_length, op.dims, op.interleaved)
+    args: Arguments = (STATE, at.value(x), *at.planes(table), at.value(node.outputs[0]))
+    return _launch(at, params, args, node, at.rows)
+
+
+def _kv_append(at: Lowering, node: Node) -> Iterator[Lowered]:
+    op = node.op
+    assert isinstance(op, ops.KVAppend)
+    k, v, k_cache, v_cache = node.inputs
+    params = KVAppendParams(
+        *_common(at, "kv_append"), op.kv_heads, op.head_length, at.context, at.options.kv_dtype
+    )
+    args: Arguments = (STATE, at.value(k), at.value(v), at.cache(k_cache), at.cache(v_cache))
+    return _launch(at, params, args, node, at.rows)
+
+
+def _scores(at: Lowering, name: str) -> Temp:
+    """The temporary of scores [heads, rows, context], float32."""
+    heads = at.graph.values[name].shape[0]
+    if not isinstance(heads, int):
+        raise VerifyError(f"value '{name}' has no fixed number of heads: {heads}")
+    return at.temp(name, 4 * heads * at.rows * at.context)
+
+
+def _heads(at: Lowering, name: str) -> int:
+    heads = at.graph.values[name].shape[0]
+    assert isinstance(heads, int)
+    return heads
+
+
+def _qk(at: Lowering, node: Node) -> Iterator[Lowered]:
+    op = node.op
+    assert isinstance(op, ops.QK)
+    q, k_cache = node.inputs
+    shape = (op.heads, op.kv_heads, op.head_length, at.context)
+    params = QKParams(*_common(at, "qk"), *shape, at.options.kv_dtype, 1.0)
+    args: Arguments = (STATE, at.value(q), at.cache(k_cache), _scores(at, node.outputs[0]))
+    return _launch(at, params, args, node, op.heads * at.rows)
+
+
+def _weighted_v(at: Lowering, node: Node) -> Iterator[Lowered]:
+    op = node.op
+    assert isinstance(op, ops.WeightedV)
+    weights, v_cache = node.inputs
+    params = WeightedVParams(
+        *_common(at, "weighted_v"),
+        op.heads,
+        op.kv_heads,
+        op.head_length,
+        at.context,
+        at.options.kv_dtype,
+        1.0,
+    )
+    args: Arguments = (STATE, _scores(at, weights), at.cache(v_cache), at.value(node.outputs[0]))
+    return _launch(at, params, args, node, op.heads * at.rows)
+
+
+def _on_scores(at: Lowering, node: Node) -> Iterator[Lowered]:
+    op, name = node.op, node.inputs[0]
+    heads = _heads(at, name)
+    params: StageParams
+    match op:
+        case ops.Scale():
+            params = ScaleParams(*_common(at, "scale"), heads, at.context, op.factor)
+        case ops.Mask(window=None):
+            params = MaskParams(*_common(at, "mask"), heads, at.context, op.causal)
+        case ops.Softmax():
+            params = SoftmaxParams(*_common(at, "softmax"), heads, at.context)
+        case _:
+            raise VerifyError(f"node '{node.name}': operation '{op}' has no stage")
+    args: Arguments = (STATE, _scores(at, name), _scores(at, node.outputs[0]))
+    return _launch(at, params, args, node, heads * at.rows)
+
+
+ELEMENTWISE: Mapping[type[ops.Op], str] = {ops.Add: "add", ops.Mul: "mul", ops.SiLU: "silu"}
+
+
+def _elementwise(at: Lowering, node: Node) -> Iterator[Lowered]:
+    width = at.width(node.outputs[0])
+    params = ElementwiseParams(*_common(at, "elementwise"), ELEMENTWISE[type(node.op)], width)
+    args: Arguments = (STATE, *(at.value(name) for name in node.inputs), at.value(node.outputs[0]))
+    return _launch(at, params, args, node, -(-at.rows * width // params.block))
+
+
+UNFUSED_RULES: Mapping[type[ops.Op], Callable[[Lowering, Node], Iterator[Lowered]]] = {
+    ops.RMSNorm: _norm,
+    ops.Rope: _rope,
+    ops.KVAppend: _kv_append,
+    ops.QK: _qk,
+    ops.Scale: _on_scores,
+    ops.Mask: _on_scores,
+    ops.Softmax: _on_scores,
+    ops.WeightedV: _weighted_v,
+    ops.Add: _elementwise,
+    ops.Mul: _elementwise,
+    ops.SiLU: _elementwise,
+}
