@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from forgec.plan.stages import AttentionDecodeParams
 from tests.kernels.attention_cases import ATTENTION_DEVICES, Case, exact_attention, make_case
-from tests.kernels.harness import assert_close, run_stage
+from tests.kernels.harness import DEVICES, assert_close, compile_stage, run_stage
 
 on_devices = pytest.mark.parametrize(("device", "generic"), ATTENTION_DEVICES)
 
@@ -45,6 +47,15 @@ def check(case: Case, device: str, generic: bool, **options: object) -> None:
 
 def test_common_template_on_the_cpu(rng: np.random.Generator) -> None:
     check(make_case(rng, heads=2, kv_heads=1, head_length=32, position=77), "cpu", True)
+
+
+def test_cpu_code_is_vectorised(rng: np.random.Generator) -> None:
+    """Dimensions go eight at a time: f16 is widened and multiplied in 256-bit registers, weights are, too."""
+    params = AttentionDecodeParams(*make_case(rng, heads=9, kv_heads=3).params("cpu"), 4, 1)
+    listing = compile_stage(params, DEVICES["cpu"], generic=False).assembly
+    assert len(re.findall(r"vcvtph2ps\s.*%ymm", listing)) >= 8
+    assert len(re.findall(r"vfmadd\w*ps\s.*%ymm", listing)) >= 24
+    assert re.search(r"vcvttps2dq\s.*%ymm", listing), "2^x of the weights is computed one by one"
 
 
 @on_devices

@@ -148,10 +148,12 @@ class TestDraws:
         check(logits, device, random_settings(rng, 50, 0.9))
         check(logits, device, random_settings(rng))
 
-    def test_number_of_threads_does_not_matter(self, rng: np.random.Generator, device: str) -> None:
+    @pytest.mark.parametrize("block", [64, 192])
+    def test_number_of_threads_does_not_matter(
+        self, rng: np.random.Generator, device: str, block: int
+    ) -> None:
         logits, settings = rng.standard_normal(1003), random_settings(rng, 200, 0.8)
-        for block in (64, 192):
-            check(logits, device, settings, block=block)
+        check(logits, device, settings, block=block)
 
 
 @on_devices
