@@ -68,7 +68,7 @@ _FLAGS = {
     "row_half_mirror",
 }
 _REGISTER = re.compile(r"^(v|a|s|ttmp)(?:(\d+)|\[(\d+)(?::(\d+))?\])(?:\.([lh]))?$")
-_MODIFIER = re.compile(r"(?<![\w\[])([a-z]\w*):(\[[^\]]*\]|[^\s,]+)")
+_MODIFIER = re.compile(r"(?<![\w\[])([a-z]\w*):(\[[^\]]*\]|swizzle\([^)]*\)|[^\s,]+)")
 _INTEGER = re.compile(r"^-?(0x[0-9a-fA-F]+|\d+)$")
 _SUFFIX = re.compile(r"_(e32|e64|dpp|sdwa|e64_dpp|dpp8)$")
 
