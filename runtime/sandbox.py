@@ -304,7 +304,8 @@ def _guarded_filters(budget: Budget) -> dict[str, Callable[..., Any]]:
         items = list(budget.bounded(value))
         budget.weigh(items)
         budget.text(len(str(d)) * len(items))
-        return do_join(context, items, d, attribute)
+        joined: str = do_join(context, items, d, attribute)
+        return joined
 
     @jinja2.pass_eval_context
     def replace(context: nodes.EvalContext, s: Any, old: Any, new: Any, count: int | None = None) -> str:
@@ -352,7 +353,7 @@ _WEIGHED = "weighed value"
 _CHARGED = "charged result"
 
 
-def _filter(node: nodes.Expr, name: str) -> nodes.Filter:
+def _filter(node: nodes.Node, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
