@@ -38,11 +38,13 @@ DEVICES = {
     "cuda": "sm_90",
 }
 #: For ``@pytest.mark.parametrize("device", EVERY_DEVICE)``.
-#: The common templates are the same text for both CPU targets: only the CPU's own need the second.
-EVERY_DEVICE = [
-    pytest.param(name, marks=[pytest.mark.gpu] if name == "cuda" else [])
-    for name in DEVICES
-    if name != "cpu-native"
+EVERY_DEVICE = [pytest.param(name, marks=[pytest.mark.gpu] if name == "cuda" else []) for name in DEVICES]
+#: The same for large kernels, for which the emulator needs many seconds: those runs are marked slow.
+EVERY_DEVICE_IN_TIME = [
+    pytest.param(
+        p.values[0], marks=[*p.marks, *([pytest.mark.slow] if "emulated" in str(p.values[0]) else [])]
+    )
+    for p in EVERY_DEVICE
 ]
 GUARD_BYTES = 256
 GUARD = 0xA5
