@@ -5,20 +5,22 @@ The command line and tests call ``compile_model``; every step is a pure function
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from forgec.codegen.render import render_pool, render_stage
-from forgec.errors import UsageError
+from forgec.errors import UnsupportedModelError, UsageError
 from forgec.frontend.architectures import build_graph
 from forgec.frontend.gguf import GGUFFile, open_gguf
 from forgec.frontend.spec import ModelSpec, read_spec
-from forgec.frontend.tokenizer import TokenizerSpec, build_tokenizer
+from forgec.frontend.tokenizer import TokenizerSpec, build_tokenizer, check_chat_template
 from forgec.ir.printer import format_graph
+from forgec.package.loader import import_folder
 from forgec.package.output import check_destination
-from forgec.package.writer import POOL, write_package
+from forgec.package.writer import POOL, runtime_dir, write_package
 from forgec.passes.manager import PassResult
 from forgec.passes.pipeline import optimise
 from forgec.plan.lower import lower
@@ -39,6 +41,7 @@ class Compiled:
     sources: Mapping[str, str]
     objects: tuple[CodeObject, ...]
     seconds: Mapping[str, float]
+    warnings: tuple[str, ...] = ()
 
 
 def plan_model(
@@ -90,6 +93,7 @@ def compile_model(
         program = plan_model(gguf, spec, target, options, dump)
         tokenizer = build_tokenizer(gguf.metadata)
         _check_vocabulary(spec, tokenizer)
+        warnings = _chat_warnings(tokenizer)
         clock.lap("plan")
         units = program_units(program)
         objects = compile_units(
@@ -111,7 +115,7 @@ def compile_model(
             progress=lambda d, t: report("weights", d, t),
         )
         clock.lap("package")
-    return Compiled(program, sources, objects, clock.seconds)
+    return Compiled(program, sources, objects, clock.seconds, warnings)
 
 
 def check_kernels(program: Program, objects: tuple[CodeObject, ...]) -> None:
@@ -134,6 +138,18 @@ def _check_vocabulary(spec: ModelSpec, tokenizer: TokenizerSpec) -> None:
             f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding only {spec.vocab_size} rows",
             "The file's tokenizer does not belong to its weights; convert the model again.",
         )
+
+
+def _chat_warnings(tokenizer: TokenizerSpec) -> tuple[str, ...]:
+    """Render the chat template once with the runtime's own sandbox; a broken one is no reason to stop."""
+    if tokenizer.chat_template is None:
+        return ()
+    runtime = import_folder(runtime_dir())
+    try:
+        check_chat_template(tokenizer, importlib.import_module(f"{runtime.__name__}.chat").render)
+    except UnsupportedModelError as error:
+        return (f"{error.message}; --chat will not work with this package",)
+    return ()
 
 
 def _dump(folder: Path, name: str, text: str) -> None:

@@ -77,6 +77,8 @@ def command(
             cache=cache,
             report=report,
         )
+    for warning_text in compiled.warnings:
+        click.echo(f"warning: {warning_text}", err=True)
     click.echo(summary(compiled, destination))
 
 

@@ -9,23 +9,24 @@ import hashlib
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from forgec.errors import PackageError
+from forgec.errors import ForgeError, PackageError
 
-__all__ = ["import_package", "package_path", "read_manifest"]
+__all__ = ["import_package", "loaded", "package_path", "read_manifest"]
 
 
 def package_path(path: Path) -> Path:
     """``path`` if it is a package's folder; PackageError otherwise."""
     if not path.exists():
         raise PackageError(f"package '{path}' does not exist", "Make one with 'forgec compile'.")
-    if not (path / "manifest.json").is_file():
-        raise PackageError(
-            f"'{path}' is not a package: it has no manifest.json", "Make one with 'forgec compile'."
-        )
+    for name in ("manifest.json", "__init__.py", "__main__.py"):
+        if not (path / name).is_file():
+            raise PackageError(f"'{path}' is not a package: it has no {name}", "Make one with 'forgec compile'.")
     return path
 
 
@@ -43,7 +44,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def import_package(path: Path) -> ModuleType:
     """The package as a Python module, whatever characters its folder's name has."""
-    folder = package_path(path).resolve()
+    return import_folder(package_path(path))
+
+
+def import_folder(path: Path) -> ModuleType:
+    """A folder with an ``__init__.py`` as a module of its own, once per process. Raises PackageError."""
+    folder = path.resolve()
     name = f"forgec_package_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -60,3 +66,16 @@ def import_package(path: Path) -> ModuleType:
         del sys.modules[name]
         raise PackageError(f"package '{path}' cannot be imported: {error}", "Compile it again.") from error
     return module
+
+
+@contextmanager
+def loaded(path: Path, device: str | None = None, threads: int | None = None) -> Iterator[Any]:
+    """The model of a package, loaded; an error of its runtime becomes a ForgeError with the same exit code."""
+    module = import_package(path)
+    try:
+        with module.load(device=device, threads=threads) as model:
+            yield model
+    except module.ForgeRuntimeError as error:
+        forged = ForgeError(error.message, error.hint)
+        forged.exit_code = error.exit_code
+        raise forged from error
