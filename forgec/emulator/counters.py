@@ -12,7 +12,7 @@ from forgec.emulator.isa.memory import DS, SMEM, SMEM_SMALL, VECTOR
 from forgec.emulator.operands import Instruction
 from forgec.emulator.translate import Translation
 
-__all__ = ["Counters", "SiteCounter", "collect"]
+__all__ = ["Counters", "SiteCounter", "StaticCounts", "collect", "static_counts"]
 
 
 @dataclass(frozen=True)
@@ -59,47 +59,88 @@ def _space(ins: Instruction) -> str:
     return {"global": "global", "flat": "global", "buffer": "global", "scratch": "scratch", "ds": "lds"}.get(head, "")
 
 
+@dataclass(frozen=True)
+class StaticCounts:
+    """What one execution of each segment adds, [segments, columns]: by execution, by active lane, by mnemonic.
+
+    Sums are formed in float64, which is exact up to 2**53.
+    """
+
+    executed: npt.NDArray[np.float64]
+    lanes: npt.NDArray[np.float64]
+    mix: npt.NDArray[np.float64]
+    mnemonics: tuple[str, ...]
+
+
+_EXECUTED = ("instructions", "valu", "salu", "scalar_loaded", "barriers")
+_LANES = (
+    "lane_instructions",
+    "atomics",
+    "global_loaded",
+    "global_stored",
+    "lds_loaded",
+    "lds_stored",
+    "scratch_loaded",
+    "scratch_stored",
+)
+
+
+def static_counts(translation: Translation) -> StaticCounts:
+    """Counted once per kernel, so that a launch costs three small products."""
+    rows: list[tuple[Counter[str], Counter[str], Counter[str]]] = []
+    for segment in translation.segments:
+        executed, lanes, mix = Counter[str](), Counter[str](), Counter[str]()
+        for site in segment.sites:
+            ins = translation.sites[site]
+            mix[ins.mnemonic] += 1
+            _count(ins, executed, lanes)
+        rows.append((executed, lanes, mix))
+    mnemonics = tuple(sorted({name for _, _, mix in rows for name in mix}))
+
+    def matrix(of: int, columns: tuple[str, ...]) -> npt.NDArray[np.float64]:
+        values = [[row[of][name] for name in columns] for row in rows]
+        return np.array(values, np.float64).reshape(len(rows), len(columns))
+
+    return StaticCounts(matrix(0, _EXECUTED), matrix(1, _LANES), matrix(2, mnemonics), mnemonics)
+
+
+def _count(ins: Instruction, executed: Counter[str], lanes: Counter[str]) -> None:
+    executed["instructions"] += 1
+    if ins.mnemonic.startswith("v_"):
+        executed["valu"] += 1
+        lanes["lane_instructions"] += 1
+    elif ins.mnemonic.startswith("s_"):
+        executed["salu"] += 1
+    access = DS.get(ins.mnemonic) or VECTOR.get(ins.mnemonic)
+    if access is not None:
+        size = access.size * (2 if access.kind.endswith("2") else 1)
+        stored = access.kind == "atomic" or not access.kind.startswith("load")
+        lanes["atomics"] += access.kind == "atomic"
+        lanes[f"{_space(ins)}_{'stored' if stored else 'loaded'}"] += size
+    executed["scalar_loaded"] += SMEM.get(ins.mnemonic) or SMEM_SMALL.get(ins.mnemonic, (0, 0))[0]
+    executed["barriers"] += ins.mnemonic in ("s_barrier", "s_barrier_wait")
+
+
 def collect(
     name: str,
-    translation: Translation,
+    static: StaticCounts,
+    instructions: tuple[Instruction, ...],
     counts: npt.NDArray[np.uint64],
     sites: npt.NDArray[np.uint64] | None,
     seconds: float,
 ) -> Counters:
-    """Join ``counts`` [threads, segments, 2] (executions, active lanes) with the translation."""
-    totals = counts.sum(axis=0)
-    mix: Counter[str] = Counter()
-    sums: Counter[str] = Counter()
-    for segment, (executions, lanes) in zip(translation.segments, totals.tolist(), strict=True):
-        if not executions:
-            continue
-        for site in segment.sites:
-            ins = translation.sites[site]
-            mix[ins.mnemonic] += executions
-            sums["instructions"] += executions
-            if ins.mnemonic.startswith("v_"):
-                sums["valu"] += executions
-                sums["lane_instructions"] += lanes
-            elif ins.mnemonic.startswith("s_"):
-                sums["salu"] += executions
-            access = DS.get(ins.mnemonic) or VECTOR.get(ins.mnemonic)
-            if access is not None:
-                size = access.size * (2 if access.kind.endswith("2") else 1)
-                space = _space(ins)
-                if access.kind == "atomic":
-                    sums["atomics"] += lanes
-                    sums[f"{space}_stored"] += lanes * size
-                else:
-                    sums[f"{space}_{'loaded' if access.kind.startswith('load') else 'stored'}"] += lanes * size
-            scalar = SMEM.get(ins.mnemonic) or SMEM_SMALL.get(ins.mnemonic, (0, 0))[0]
-            sums["scalar_loaded"] += scalar * executions
-            sums["barriers"] += executions if ins.mnemonic in ("s_barrier", "s_barrier_wait") else 0
+    """Join ``counts`` [threads, segments, 2] (executions, active lanes) with what a segment holds."""
+    executions, lanes = counts.sum(axis=0).astype(np.float64).T
+    sums = dict(zip(_EXECUTED, (executions @ static.executed).astype(int).tolist(), strict=True))
+    sums |= dict(zip(_LANES, (lanes @ static.lanes).astype(int).tolist(), strict=True))
+    issued = (executions @ static.mix).astype(int)
+    mix = {static.mnemonics[i]: int(issued[i]) for i in np.argsort(-issued, kind="stable") if issued[i]}
     found: tuple[SiteCounter, ...] = ()
     if sites is not None:
         per_site = sites.sum(axis=0)
         found = tuple(
             SiteCounter(ins.address, ins.text, int(row[0]), int(row[1]), int(row[2]), int(row[3]))
-            for ins, row in zip(translation.sites, per_site, strict=True)
+            for ins, row in zip(instructions, per_site, strict=True)
             if row[0]
         )
-    return Counters(name, mix=dict(mix.most_common()), seconds=seconds, sites=found, **sums)
+    return Counters(name, mix=mix, seconds=seconds, sites=found, **sums)

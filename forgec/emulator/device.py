@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from forgec.emulator.arena import Arena
 from forgec.emulator.codeobject import CodeObject, Kernel, parse_code_object
-from forgec.emulator.counters import Counters
+from forgec.emulator.counters import Counters, static_counts
 from forgec.emulator.disassembly import disassemble
 from forgec.emulator.launch import CompiledKernel, LaunchShape, RunOptions, dispatch_packet, kernarg_bytes, run_launch
 from forgec.emulator.native import compile_kernel
@@ -192,7 +192,9 @@ class Device:
                 module.raw = disassemble(module.code, module.assembly)
             translation = translate(module.code, kernel, module.raw, self.options.checks)
             library = compile_kernel(translation.source, kernel.wave)
-            module.compiled[key] = CompiledKernel(self.arch, kernel, translation, library, module.base)
+            module.compiled[key] = CompiledKernel(
+                self.arch, kernel, translation, library, module.base, static_counts(translation)
+            )
         return module.compiled[key]
 
     # ---- launches ----

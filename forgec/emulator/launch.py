@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from forgec.emulator.arena import Arena
 from forgec.emulator.codeobject import Kernel
-from forgec.emulator.counters import Counters, collect
+from forgec.emulator.counters import Counters, StaticCounts, collect
 from forgec.emulator.traps import trap_error
 from forgec.emulator.translate import Translation
 from forgec.errors import DeviceError
@@ -94,6 +94,7 @@ class CompiledKernel:
     translation: Translation
     library: ctypes.CDLL
     code_base: int
+    static: StaticCounts
 
 
 @dataclass(frozen=True)
@@ -268,4 +269,4 @@ def run_launch(
     if launch.trap.code:
         t = launch.trap
         raise trap_error(kernel.name, translation.sites, t.code, t.site, t.lane, t.wave, t.address, t.extra, (t.group[0], t.group[1], t.group[2]))
-    return collect(kernel.name, translation, counts, sites, seconds)
+    return collect(kernel.name, ck.static, translation.sites, counts, sites, seconds)
