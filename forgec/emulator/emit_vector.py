@@ -182,6 +182,10 @@ def _defined(ins: Instruction, operands: list[Operand], sources: list[Source], r
             return f"DLO({registers[0].reg})", f"DLO({registers[0].reg})"
     if ins.mnemonic == "v_pack_b32_f16":
         return sources[0].defined, sources[1].defined
+    if ins.mnemonic in ("v_mad_u64_u32", "v_mad_co_u64_u32") and operands[2].kind in ("v", "s"):
+        # clang leaves the high word of the addend open where it needs the low word of the sum alone.
+        addend = f"{'DV' if operands[2].kind == 'v' else 'DALL'}({operands[2].reg})"
+        return f"({sources[0].defined} & {sources[1].defined} & {addend})", everything
     if ins.mnemonic == "v_mov_b32" and registers and not is_dpp(ins) and ins.encoding != "sdwa" and registers[0].kind == "v":
         return f"DLO({registers[0].reg})", f"DHI({registers[0].reg})"
     return everything, everything
@@ -213,7 +217,7 @@ def _write(ctx: Context, ins: Instruction, type_: str, op: Operand, narrowed: bo
         ctx.register(Operand(op.kind, op.reg, 2))
         ctx.written_vgprs.update((n, n + 1))
         if ctx.checks:
-            check = [f"u64 D = {defined[0]}; DSET({n}, D, {x}); DSET({n + 1}, D, {x});"]
+            check = [f"u64 Dl = {defined[0]}, Dh = {defined[1]}; DSET({n}, Dl, {x}); DSET({n + 1}, Dh, {x});"]
         return [*check, f"WRITE64({n}, d, {m});"]
     ctx.written_vgprs.add(n)
     if ins.encoding == "sdwa" and ins.modifiers.get("dst_sel", "DWORD") != "DWORD":
@@ -289,7 +293,7 @@ def emit_vector(ctx: Context, ins: Instruction, row: Row) -> tuple[list[str], li
     if ctx.mixed_mode and width(type_) != 32:
         read = [r for r in read[:-1]] + ["mode_f64(w);", read[-1], "mode_f32(w);"]
     if ctx.checks and len(results) > 1:
-        read.append(f"u64 D2 = {defined[0]};")
+        read.append(f"u64 D2 = {defined[0]} & {defined[1]};")
     write = _write(ctx, ins, type_, first, narrowed, defined)
     if len(results) > 1 and results[1] is not None:
         write += _write_mask(ctx, results[1], "d2", "D2" if ctx.checks else "~0UL")
