@@ -104,8 +104,8 @@ def pack(raw: Bytes, format: str, layout: str, rows: int, cols: int) -> tuple[By
     ``raw`` is uint8 [rows * row_bytes]. "planes" keeps the row-major order of blocks. "rows8" stores, for
     each group of eight rows and each block column, the eight rows' fields cut into words, the words of one
     index from all eight rows side by side ([group][block][word][row]): quants in words of four bytes, so that
-    a 32-byte load gives every row its own; scales and minima in halves, so that all eight d lie together; float
-    formats per element.
+    a 32-byte load gives every row its own; scales and minima in halves, so that all eight d lie together;
+    float formats per element.
     """
     spec = _format(format)
     if cols % spec.block:

@@ -32,13 +32,20 @@ from forgec.targets import get_target
 #: The target that each test device compiles for.
 DEVICES = {
     "cpu": "x86-64-v3",
+    "cpu-own": "x86-64-v3",
     "cpu-native": "native",
     "emulated-gfx1100": "gfx1100",
     "emulated-gfx942": "gfx942",
     "cuda": "sm_90",
 }
-#: For ``@pytest.mark.parametrize("device", EVERY_DEVICE)``.
-EVERY_DEVICE = [pytest.param(name, marks=[pytest.mark.gpu] if name == "cuda" else []) for name in DEVICES]
+#: The CPU with its own templates: portable, and with whatever instructions this machine has.
+OWN_CPU = ["cpu-own", "cpu-native"]
+#: For ``@pytest.mark.parametrize("device", EVERY_DEVICE)``: the common templates.
+EVERY_DEVICE = [
+    pytest.param(name, marks=[pytest.mark.gpu] if name == "cuda" else [])
+    for name in DEVICES
+    if name not in OWN_CPU
+]
 #: The same for large kernels, for which the emulator needs many seconds: those runs are marked slow.
 EVERY_DEVICE_IN_TIME = [
     pytest.param(
@@ -129,7 +136,7 @@ def run_stage(
     given.setdefault("state", (state or State()).to_array())
     missing = {a.name for a in params.args} ^ set(given)
     assert not missing, f"arguments that do not match the stage: {sorted(missing)}"
-    runner = open_device(device, generic)
+    runner = open_device(device, generic and device not in OWN_CPU)
     results = [_run_once(params, given, runner, count) for count in blocks]
     for count, result in zip(blocks[1:], results[1:], strict=True):
         for name, value in result.items():

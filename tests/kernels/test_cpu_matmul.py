@@ -9,21 +9,20 @@ import pytest
 
 from forgec.plan.stages import EmbeddingParams, MatmulParams, Segment
 from tests.kernels import harness, test_matmul
-from tests.kernels.harness import State, assert_close, packed_weights, quantise_q8, run_stage
+from tests.kernels.harness import OWN_CPU, State, assert_close, packed_weights, quantise_q8, run_stage
 from tests.kernels.test_matmul import FORMATS, KINDS
 
-EVERY_CPU = ["cpu", "cpu-native"]
 Result = tuple[np.ndarray, list[np.ndarray], list[np.ndarray], int]
 
 
 def run_case(rng: np.random.Generator, segments: list[tuple[str, int]], **options: Any) -> Result:
     """As for the common template, with tiles that are a few rows of activations or one chunk."""
     tile_rows = int(rng.integers(3, 80))
-    options.setdefault("device", "cpu")
+    options.setdefault("device", "cpu-own")
     return test_matmul.run_case(rng, segments, layout="rows8", tile_rows=tile_rows, **options)
 
 
-@pytest.mark.parametrize("device", EVERY_CPU)
+@pytest.mark.parametrize("device", OWN_CPU)
 @pytest.mark.parametrize(("format", "act"), KINDS, ids="-".join)
 def test_every_format_stores_the_product(
     rng: np.random.Generator, format: str, act: str, device: str
@@ -33,7 +32,7 @@ def test_every_format_stores_the_product(
     assert_close(out, exact[0], magnitude[0], cols)
 
 
-@pytest.mark.parametrize("device", EVERY_CPU)
+@pytest.mark.parametrize("device", OWN_CPU)
 @pytest.mark.parametrize("act", ["f32", "q8"])
 def test_segments_of_different_formats_with_bias(rng: np.random.Generator, act: str, device: str) -> None:
     segments = [("q4_0", 71), ("q8_0", 18), ("q4_1", 65)]
@@ -56,7 +55,7 @@ def test_residual(rng: np.random.Generator, act: str, in_place: bool) -> None:
     assert_close(out, exact[0], magnitude[0], cols)
 
 
-@pytest.mark.parametrize("device", EVERY_CPU)
+@pytest.mark.parametrize("device", OWN_CPU)
 @pytest.mark.parametrize("formats", [("q4_1", "q4_1"), ("q8_0", "q4_0")], ids="-".join)
 @pytest.mark.parametrize("act", ["f32", "q8"])
 def test_swiglu(rng: np.random.Generator, formats: tuple[str, str], act: str, device: str) -> None:
@@ -69,7 +68,7 @@ def test_swiglu(rng: np.random.Generator, formats: tuple[str, str], act: str, de
     assert_close(out, expected, magnitude, cols)
 
 
-@pytest.mark.parametrize("device", EVERY_CPU)
+@pytest.mark.parametrize("device", OWN_CPU)
 def test_columns_that_end_within_what_is_decoded_at_once(rng: np.random.Generator, device: str) -> None:
     cols = 128 * int(rng.integers(1, 6)) + 8 * int(rng.integers(1, 16))
     segments = [("f16", 33), ("f32", 9), ("bf16", 8)]
@@ -77,7 +76,7 @@ def test_columns_that_end_within_what_is_decoded_at_once(rng: np.random.Generato
     assert_close(out, np.concatenate(exact, 1), np.concatenate(magnitude, 1), cols)
 
 
-@pytest.mark.parametrize("device", EVERY_CPU)
+@pytest.mark.parametrize("device", OWN_CPU)
 @pytest.mark.parametrize("format", ["q4_0", "q4_1", "q8_0"])
 def test_int8_products_are_exact_integers(rng: np.random.Generator, format: str, device: str) -> None:
     """Codes and activations at the ends of their ranges, scales of one: integers without any rounding."""
@@ -102,7 +101,7 @@ def test_int8_products_are_exact_integers(rng: np.random.Generator, format: str,
     sums = x.reshape(rows, -1, 32).sum(-1, dtype=np.int32).astype(np.float32)
     planes = {f"w0p{i}": p for i, p in enumerate(harness.pack(raw, format, "rows8", features, cols))}
     arrays = {"xq": x, "xd": groups, "xs": sums, **planes, "out": np.zeros((rows, features), np.float32)}
-    out = run_stage(params, arrays, state=State(rows=rows), device=device, generic=False)["out"]
+    out = run_stage(params, arrays, state=State(rows=rows), device=device)["out"]
     assert np.array_equal(out, (x.astype(np.int64) @ w.T).astype(np.float32))
 
 
@@ -112,7 +111,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(rng: np.random.Generator, a
     cols, features, rows = 96, 37, 23
     planes, _ = packed_weights(rng, "w0", "q4_1", features, cols, "rows8")
     segments = (Segment("q4_1", features),)
-    params = MatmulParams(*harness.common("cpu"), cols, segments, "rows8", act, "store", False, 16, 8)
+    params = MatmulParams(*harness.common("cpu-own"), cols, segments, "rows8", act, "store", False, 16, 8)
     x = rng.standard_normal((rows, cols)).astype(np.float32)
 
     def product(part: slice) -> np.ndarray:
@@ -121,7 +120,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(rng: np.random.Generator, a
             inputs = dict(zip(("xq", "xd", "xs"), quantise_q8(x[part]), strict=True))
         count = len(x[part])
         arrays = {**inputs, **planes, "out": np.zeros((count, features), np.float32)}
-        return run_stage(params, arrays, state=State(rows=count), blocks=(2,), generic=False)["out"]
+        return run_stage(params, arrays, state=State(rows=count), blocks=(2,), device="cpu-own")["out"]
 
     cut = int(rng.integers(1, rows))
     whole = product(slice(0, rows))
@@ -135,11 +134,11 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(rng: np.random.Generator, a
 def test_embedding(rng: np.random.Generator, format: str, layout: str, decode: bool) -> None:
     vocab, cols, scale = int(rng.integers(5, 40)), 32 * int(rng.integers(1, 12)), 22.5
     planes, values = packed_weights(rng, "w0", format, vocab, cols, layout)
-    params = EmbeddingParams(*harness.common("cpu"), format, layout, cols, vocab, decode, scale)
+    params = EmbeddingParams(*harness.common("cpu-own"), format, layout, cols, vocab, decode, scale)
     ids = np.append(rng.integers(0, vocab, 6), [-3, vocab + 5]).astype(np.int32)
     arrays = {"tokens": ids, **planes, "out": np.full((len(ids), cols), np.nan, np.float32)}
     state = State(rows=len(ids), token=int(ids[-1]))
-    out = run_stage(params, arrays, state=state, generic=False)["out"]
+    out = run_stage(params, arrays, state=state, device="cpu-own")["out"]
     expected = values[np.clip(ids, 0, vocab - 1)] * scale
     if decode:
         assert np.isnan(out[1:]).all(), "a decode step wrote more than one row"

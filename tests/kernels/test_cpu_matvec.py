@@ -1,6 +1,6 @@
 """The CPU's own matvec against float64, compiled for the portable level and for this very machine.
 
-Same cases as the common template's tests, with the layout of eight interleaved rows; on a machine with VNNI the
+Same cases as the common template's tests, with eight rows interleaved; on a machine with VNNI the
 second compilation takes other instructions.
 """
 
@@ -13,18 +13,18 @@ import pytest
 
 from forgec.plan.stages import MatvecParams, RopeFields, Segment
 from tests.kernels import harness, test_matvec
-from tests.kernels.harness import State, assert_close, packed_weights, run_stage
+from tests.kernels.harness import OWN_CPU, State, assert_close, packed_weights, run_stage
 from tests.kernels.test_matvec import BLOCKED, FORMATS, Case, cols_for, rotate, rotate_bound
 
 KINDS = [(f, "f32") for f in FORMATS] + [(f, "q8") for f in BLOCKED]
-EVERY_CPU = ["cpu", "cpu-native"]
 
 
 def run_case(rng: np.random.Generator, segments: list[tuple[str, int]], cols: int, **options: Any) -> Case:
+    options.setdefault("device", "cpu-own")
     return test_matvec.run_case(rng, segments, cols, layout="rows8", **options)
 
 
-@pytest.mark.parametrize("device", EVERY_CPU)
+@pytest.mark.parametrize("device", OWN_CPU)
 @pytest.mark.parametrize(("format", "act"), KINDS, ids="-".join)
 def test_every_format_stores_the_product(
     rng: np.random.Generator, format: str, act: str, device: str
@@ -76,7 +76,7 @@ def test_swiglu(rng: np.random.Generator, formats: tuple[str, str], act: str) ->
 def test_swiglu_of_large_gates(gate: float) -> None:
     """x / (1 + e^-x) stays finite and within rounding where e^-x leaves the range of floats."""
     params = MatvecParams(
-        *harness.common("cpu"),
+        *harness.common("cpu-own"),
         cols=8,
         segments=(Segment("f32", 3), Segment("f32", 3)),
         layout="rows8",
@@ -95,29 +95,35 @@ def test_swiglu_of_large_gates(gate: float) -> None:
         w[:, 5] = value
         planes[f"{name}p0"] = harness.pack(w.view(np.uint8).reshape(-1), "f32", "rows8", 3, 8)[0]
     arrays = {"x": np.ones(8, np.float32), **planes, "out": np.full(3, np.nan, np.float32)}
-    out = run_stage(params, arrays, generic=False)["out"]
+    out = run_stage(params, arrays, device="cpu-own")["out"]
     expected = gate / (1 + np.exp(min(-gate, 700.0)))
     assert np.abs(out - expected).max() <= 1e-6 * abs(expected) + 1e-30
 
 
 @pytest.mark.parametrize(
-    ("interleaved", "kv_dtype", "formats", "act"),
+    ("interleaved", "kv_dtype", "formats", "act", "whole"),
     [
-        (False, "f16", ("q4_1", "q4_1", "q8_0"), "q8"),
-        (True, "f32", ("q4_0", "f16", "f32"), "f32"),
-        (False, "f32", ("q8_0", "q8_0", "q8_0"), "f32"),
-        (True, "f16", ("q4_1", "q4_1", "q4_1"), "q8"),
+        (False, "f16", ("q4_1", "q4_1", "q8_0"), "q8", False),
+        (True, "f32", ("q4_0", "f16", "f32"), "f32", False),
+        (False, "f32", ("q8_0", "q8_0", "q8_0"), "f32", True),
+        (True, "f16", ("q4_1", "q4_1", "q4_1"), "q8", True),
     ],
 )
 def test_rope_kv(
-    rng: np.random.Generator, interleaved: bool, kv_dtype: str, formats: tuple[str, str, str], act: str
+    rng: np.random.Generator,
+    interleaved: bool,
+    kv_dtype: str,
+    formats: tuple[str, str, str],
+    act: str,
+    whole: bool,
 ) -> None:
-    head_length = 2 * int(rng.integers(3, 17))
+    """``whole``: heads and rotated parts of whole vectors, which have code of their own."""
+    head_length = 24 if whole else 2 * int(rng.integers(3, 17))
     rope = RopeFields(
         heads=6,
         kv_heads=2,
         head_length=head_length,
-        rope_dims=head_length - 2 * int(rng.integers(0, 3)),
+        rope_dims=16 if whole else head_length - 2 * int(rng.integers(0, 3)),
         interleaved=interleaved,
         context=int(rng.integers(5, 12)),
         kv_dtype=kv_dtype,
@@ -178,7 +184,7 @@ def test_float_formats_take_any_multiple_of_eight(rng: np.random.Generator) -> N
     assert_close(case.out["out"], np.concatenate(case.exact), np.concatenate(case.magnitude), cols)
 
 
-@pytest.mark.parametrize("device", EVERY_CPU)
+@pytest.mark.parametrize("device", OWN_CPU)
 @pytest.mark.parametrize("format", BLOCKED)
 def test_int8_products_are_exact_integers(rng: np.random.Generator, format: str, device: str) -> None:
     """With scales of one and integers as activations the result is an integer without any rounding.
@@ -217,14 +223,14 @@ def test_int8_products_are_exact_integers(rng: np.random.Generator, format: str,
     )
     planes = {f"w0p{i}": p for i, p in enumerate(harness.pack(raw, format, "rows8", rows, cols))}
     arrays = {"x": x, **planes, "out": np.full(rows, np.nan, np.float32)}
-    out = run_stage(params, arrays, device=device, generic=False)["out"]
+    out = run_stage(params, arrays, device=device)["out"]
     assert np.array_equal(out, (w @ x.astype(np.int64)).astype(np.float32))
 
 
 def test_the_wrong_layout_does_not_compile(rng: np.random.Generator) -> None:
     planes, _ = packed_weights(rng, "w0", "f32", 3, 8)
     params = MatvecParams(
-        *harness.common("cpu"),
+        *harness.common("cpu-own"),
         8,
         (Segment("f32", 3),),
         "planes",
@@ -239,4 +245,4 @@ def test_the_wrong_layout_does_not_compile(rng: np.random.Generator) -> None:
     )
     arrays = {"x": np.ones(8, np.float32), **planes, "out": np.zeros(3, np.float32)}
     with pytest.raises(Exception, match="rows8"):
-        run_stage(params, arrays, generic=False)
+        run_stage(params, arrays, device="cpu-own")

@@ -35,7 +35,7 @@ def run_case(
 ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray], int]:
     """(out, exact products, sums of |terms|, columns) for a random number of rows.
 
-    The common template, or with layout "rows8" the CPU's own.
+    The CPU's own template reads the layout "rows8".
     """
     family, wave, block = common(device, 256)
     cols = cols or 32 * int(rng.integers(1, 9))
@@ -78,8 +78,7 @@ def run_case(
         exact = [np.concatenate(exact, 1) + arrays["residual"]]
         magnitude = [np.concatenate(magnitude, 1) + np.abs(arrays["residual"])]
     arrays["out"] = arrays["residual"] if in_place else np.full((rows, width), np.nan, np.float32)
-    generic = layout == "planes"
-    out = run_stage(params, arrays, state=State(rows=rows), device=device, generic=generic)["out"]
+    out = run_stage(params, arrays, state=State(rows=rows), device=device)["out"]
     return out, exact, magnitude, cols
 
 

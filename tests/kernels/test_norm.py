@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from forgec.plan.stages import NormParams, QuantiseParams
-from tests.kernels.harness import EPS32, EVERY_DEVICE, State, assert_close, common, quantise_q8, run_stage
+from tests.kernels.harness import (
+    EPS32,
+    EVERY_DEVICE,
+    OWN_CPU,
+    State,
+    assert_close,
+    common,
+    quantise_q8,
+    run_stage,
+)
 
 EPS = 1e-5
 
@@ -25,7 +34,7 @@ def q8_outputs(x: np.ndarray) -> dict[str, np.ndarray]:
     return {"yq": np.full(x.shape, 99, np.int8), "yd": scales, "ys": scales.copy()}
 
 
-@pytest.mark.parametrize("device", EVERY_DEVICE)
+@pytest.mark.parametrize("device", [*EVERY_DEVICE, *OWN_CPU])
 def test_norm_f32(rng: np.random.Generator, device: str) -> None:
     x = rows_of_x(rng)
     weight = rng.uniform(-2, 2, x.shape[1]).astype(np.float32)
@@ -37,7 +46,7 @@ def test_norm_f32(rng: np.random.Generator, device: str) -> None:
     assert np.isnan(result["y"][len(x) :]).all(), "a row beyond state.rows was written"
 
 
-@pytest.mark.parametrize("device", EVERY_DEVICE)
+@pytest.mark.parametrize("device", [*EVERY_DEVICE, *OWN_CPU])
 def test_norm_q8(rng: np.random.Generator, device: str) -> None:
     x = rows_of_x(rng)
     weight = rng.uniform(0.5, 2, x.shape[1]).astype(np.float32)
@@ -55,7 +64,7 @@ def test_norm_q8(rng: np.random.Generator, device: str) -> None:
     assert_close(result["ys"], result["yd"] * sums, np.abs(result["yd"] * sums), 1)
 
 
-@pytest.mark.parametrize("device", EVERY_DEVICE)
+@pytest.mark.parametrize("device", [*EVERY_DEVICE, *OWN_CPU])
 def test_quantise_is_exact(rng: np.random.Generator, device: str) -> None:
     x = rows_of_x(rng)
     x[0, :32] = np.arange(-127, -95) / np.float32(2)  # exact ties: half to even

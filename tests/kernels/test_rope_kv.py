@@ -6,20 +6,36 @@ import numpy as np
 import pytest
 
 from forgec.plan.stages import RopeFields, RopeKVParams
-from tests.kernels.harness import EVERY_DEVICE, State, assert_close, common, run_stage
+from tests.kernels.harness import EVERY_DEVICE, OWN_CPU, State, assert_close, common, run_stage
 from tests.kernels.test_matvec import rotate, rotate_bound
 
 
-@pytest.mark.parametrize("device", EVERY_DEVICE)
+@pytest.mark.parametrize("device", [*EVERY_DEVICE, *OWN_CPU])
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("kv_dtype", ["f16", "f32"])
 def test_prompt_rows(rng: np.random.Generator, interleaved: bool, kv_dtype: str, device: str) -> None:
     head_length = 2 * int(rng.integers(2, 33))
+    rope_dims = 2 * int(rng.integers(1, head_length // 2 + 1))
+    check(rng, head_length, rope_dims, interleaved, kv_dtype, device)
+
+
+@pytest.mark.parametrize("device", OWN_CPU)
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("rope_dims", [16, 48, 64])
+def test_heads_of_whole_vectors(
+    rng: np.random.Generator, rope_dims: int, interleaved: bool, device: str
+) -> None:
+    check(rng, 64, rope_dims, interleaved, str(rng.choice(["f16", "f32"])), device)
+
+
+def check(
+    rng: np.random.Generator, head_length: int, rope_dims: int, interleaved: bool, kv_dtype: str, device: str
+) -> None:
     rope = RopeFields(
         heads=int(rng.integers(1, 7)),
         kv_heads=int(rng.integers(1, 4)),
         head_length=head_length,
-        rope_dims=2 * int(rng.integers(1, head_length // 2 + 1)),
+        rope_dims=rope_dims,
         interleaved=interleaved,
         context=13,
         kv_dtype=kv_dtype,
