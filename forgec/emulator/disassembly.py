@@ -19,11 +19,13 @@ from forgec.emulator.native import cache_directory, clang_command, lld_command, 
 from forgec.emulator.translate import RawInstruction
 from forgec.errors import DeviceError, ToolchainError
 
-__all__ = ["can_disassemble", "disassemble", "remember_listing"]
+__all__ = ["disassemble", "remember_listing"]
 
 _ENCODING = re.compile(r"^(.*?)\s*;\s*encoding: \[([^\]]*)\]\s*$")
 _LABEL = re.compile(r"^([A-Za-z_.$][\w.$]*):")
 _OBJDUMP = re.compile(r"^\s+(.*?)\s*// ([0-9A-Fa-f]+): ((?:[0-9A-Fa-f]{8} ?)+)")
+# LLVM before 21 reads the upper half of a register in a 16-bit operand as a register that does not exist.
+_HIGH_HALF = re.compile(r"\bv(\d+)/\*Invalid register[^/]*\*/")
 _NOP = 0xBF800000
 
 
@@ -48,11 +50,6 @@ def disassemble(code: CodeObject, assembly: str | None = None) -> dict[int, RawI
             "pass the compiler's -S output beside it, or install llvm-objdump (Debian: apt-get install llvm-19)",
         )
     return _from_objdump(code, tool)
-
-
-def can_disassemble(image: bytes) -> bool:
-    """Whether ``disassemble`` can do without a listing for the code object ``image``."""
-    return _objdump() is not None or _listing_path(image).exists()
 
 
 def _listing_path(image: bytes) -> Path:
@@ -186,7 +183,8 @@ def _from_objdump(code: CodeObject, tool: str) -> dict[int, RawInstruction]:
             continue
         address = int(match.group(2), 16)
         data = b"".join(int(word, 16).to_bytes(4, "little") for word in match.group(3).split())
-        found[address] = RawInstruction(address, data, match.group(1).strip())
+        text_of = _HIGH_HALF.sub(lambda m: f"v{int(m.group(1)) - 128}.h", match.group(1).strip())
+        found[address] = RawInstruction(address, data, text_of)
     if not found:
         raise DeviceError(f"'{tool}' printed no instruction of the code object", "install a newer llvm-objdump")
     return found

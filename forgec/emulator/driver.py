@@ -16,8 +16,8 @@ from typing import Any
 
 from forgec.emulator.counters import Counters
 from forgec.emulator.device import Device, Module
+from forgec.emulator.instructions import read_instructions
 from forgec.emulator.launch import CompiledKernel
-from forgec.emulator.listings import package_listing
 from forgec.emulator.traps import EmulatorTrap
 from forgec.errors import DeviceError, UsageError
 from forgec.targets import get_target
@@ -136,15 +136,17 @@ class EmulatedDriver:
     # ---- kernels ----
 
     def load_module(self, data: bytes, name: str, path: Path | None = None) -> Module:
-        """``path`` is the code object's file in its package; see ``listings.py`` for what it is needed for.
+        """``path`` is the code object's file in its package, beside whose source it can be read.
 
         Raises: DeviceError for a damaged code object or another chip's.
         """
         self._check_alive()
         try:
-            return self._device.load(data, None if path is None else package_listing(data, path))
+            module = self._device.load(data)
+            module.raw = read_instructions(module.code, path)
         except DeviceError as error:
             raise DeviceError(f"module '{name}': {error.message}", error.hint) from error
+        return module
 
     def module_unload(self, module: Module) -> None:
         self._device.unload(module)
