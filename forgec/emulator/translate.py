@@ -17,6 +17,7 @@ from forgec.emulator.emit_memory import emit_memory, is_memory
 from forgec.emulator.emit_scalar import IGNORED, emit_salu, emit_wait
 from forgec.emulator.emit_special import SPECIAL, emit_matrix
 from forgec.emulator.emit_vector import emit_vector, vector_row
+from forgec.emulator.outline import Outliner
 from forgec.emulator.operands import EXEC, Instruction, parse_instruction
 from forgec.errors import DeviceError
 
@@ -160,16 +161,27 @@ def _rename(text: str, name: str, new: str) -> str:
     return re.sub(rf"(?<![\w.>]){name}(?![\w(])", new, text)
 
 
+def _ranges(numbers: set[int]) -> list[tuple[int, int]]:
+    """Runs of consecutive numbers as (first, count)."""
+    found: list[tuple[int, int]] = []
+    for n in sorted(numbers):
+        if found and sum(found[-1]) == n:
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        else:
+            found.append((n, 1))
+    return found
+
+
 def _wait_check(ctx: Context) -> list[str]:
     """A register with a load in flight may not be touched; the destination of a load only by the same counter."""
     vgprs, sgprs = set(ctx.vgprs), {s for s in ctx.sgprs if s < 108}
     terms = []
     if ctx.load_destination is not None:
         start, count, counter = ctx.load_destination
-        only = set(range(start, start + count))
-        vgprs -= only
-        terms += [f"(w->pv[{r}] && w->pv[{r}] != {counter} + 1)" for r in sorted(only)]
-    terms = [f"w->pv[{r}]" for r in sorted(vgprs)] + [f"w->ps[{s}]" for s in sorted(sgprs)] + terms
+        vgprs -= set(range(start, start + count))
+        terms.append(f"busy_v({start}, {count}, {counter} + 1)")
+    terms += [f"busy_v({lo}, {n}, 255)" for lo, n in _ranges(vgprs)]
+    terms += [f"busy_s({lo}, {n})" for lo, n in _ranges(sgprs)]
     if not terms:
         return []
     return [f"if (UNLIKELY(w->n_pending && ({' | '.join(terms)}))) return emu_wait_trap(w, {ctx.site});"]
@@ -199,6 +211,7 @@ def translate(code: CodeObject, kernel: Kernel, raw: Mapping[int, RawInstruction
         for p in program.instructions.values()
     )
     ctx = Context(kernel.name, code.arch, kernel.wave, checks, agpr_base, mixed_mode=changes_mode or f32_fields != f64_fields)
+    outliner = Outliner()
     body: list[str] = []
     sites: list[Instruction] = []
     segments: list[list[int]] = []
@@ -237,15 +250,16 @@ def translate(code: CodeObject, kernel: Kernel, raw: Mapping[int, RawInstruction
             yielding = f"if (UNLIKELY(--w->budget < 0)) {{ w->pc = {point}; return RUN_YIELD; }} R{point}:;"
         text = "\n  ".join(lines)
         comment = whole.text.replace("*/", "").replace("\\", "")
-        body.append(f"/* {address:x}: {comment} */ {yielding}{{ {text} }}")
+        statement = outliner.call(text) if text else ";"
+        body.append(f"/* {address:x}: {comment} */ {yielding}{statement}")
         fresh = _writes_exec(parts) or (ctx.resume_points != points and "R%d:" % points in text) or ins.mnemonic in _CALLS
         fresh = fresh or is_branch(ins) or ins.mnemonic in _ENDS
         previous_end = address + len(ins.data)
-    source = _function(ctx, program, kernel, body, resume)
+    source = _function(ctx, program, kernel, body, resume, outliner.functions)
     return Translation(source, tuple(sites), tuple(Segment(tuple(s)) for s in segments), max(high, kernel.vgprs, agpr_base + kernel.agprs, 3))
 
 
-def _function(ctx: Context, program: _Program, kernel: Kernel, body: list[str], resume: dict[int, int]) -> str:
+def _function(ctx: Context, program: _Program, kernel: Kernel, body: list[str], resume: dict[int, int], functions: str) -> str:
     by_point = {point: label(target) for target, point in resume.items()}
     cases = "\n".join(f"    case {n}: goto {by_point.get(n, f'R{n}')};" for n in range(1, ctx.resume_points))
     targets = "\n".join(f"    case {t:#x}: goto {label(t)};" for t in sorted(program.targets))
@@ -261,6 +275,7 @@ dispatch:
     return f"""#include "wave.h"
 #include "division.h"
 #define COUNT(k) do {{ w->cnt[2 * (k)]++; w->cnt[2 * (k) + 1] += popc64((u64)EXEC); }} while (0)
+{functions}
 /* {kernel.name} for {ctx.arch} */
 int kernel_run(Wave *restrict w) {{
   u64 target = 0; u32 target_site = 0; (void)target; (void)target_site;

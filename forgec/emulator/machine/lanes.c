@@ -48,6 +48,13 @@ void emu_wait(Wave *w, int counter, u32 limit) {
   }
 }
 
+/* Whether any of n registers has a load in flight, other than one of the counter `own` - 1. */
+int emu_busy(const u8 *p, int n, u32 own) {
+  int r = 0;
+  for (int i = 0; i < n; ++i) r |= p[i] && p[i] != own;
+  return r;
+}
+
 int emu_wait_trap(Wave *w, u32 site) { return emu_trap(w, TRAP_MISSING_WAIT, site, 0, 0, 0); }
 
 /* ---- LDS-crossbar permutes (no memory behind them) ---- */
