@@ -271,6 +271,16 @@ class MatvecParams(LinearParams):
         return "matvec"
 
     @property
+    def most_rows(self) -> int:
+        """Rows of the largest matrix."""
+        return max(s.rows for s in self.segments)
+
+    @property
+    def bundles(self) -> str:
+        """Which rows a group takes at a time: ``templates/lib/<name>``."""
+        return {"swiglu": "matvec_gated", "rope_kv": "matvec_rotary"}.get(self.epilogue, "matvec_plain")
+
+    @property
     def activations(self) -> str:
         """Where the row of activations is kept: ``templates/lib/activations/<name>``."""
         if self.act == "q8":
