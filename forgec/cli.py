@@ -1,23 +1,26 @@
 """The command line: one group, one module of ``forgec.commands`` per command, one way to report an error.
 
-Errors of forgec print one sentence and a hint and exit with their own code; ``--debug`` shows the traceback.
+Every error is one sentence and a hint on standard error and an exit code; ``--debug`` shows the traceback.
 Commands are imported only when they are called, so ``forgec --help`` stays quick.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Mapping
+from types import FrameType
 
 import click
 
 import forgec
 from forgec.config import configure_logging, load_config
-from forgec.errors import ForgeError
+from forgec.errors import ForgeError, UsageError
 
-__all__ = ["cli", "main"]
+__all__ = ["cli", "main", "print_error"]
 
 #: Command name -> (module of forgec.commands, one-line help for the overview).
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -56,7 +59,9 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            raise click.UsageError(f"{error.message} Commands: {', '.join(COMMANDS)}.", ctx) from error
+            raise UsageError(
+                f"no command '{args[0]}'" if args else error.message, f"commands: {', '.join(COMMANDS)}"
+            ) from error
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -74,7 +79,18 @@ def cli(debug: bool) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script ``forgec``."""
+    # Ending politely lets every temporary folder be removed, as on Ctrl-C.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _terminate)
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        # A terminal that cannot show a character shows a stand-in; it is no reason to fail.
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors=errors)  # type: ignore[union-attr]
     sys.exit(_run(sys.argv[1:] if argv is None else argv))
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def _run(argv: list[str]) -> int:
@@ -85,34 +101,62 @@ def _run(argv: list[str]) -> int:
         debug = debug or config.debug > 0
         configure_logging(config.debug)
         result = cli.main(args=argv, prog_name="forgec", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as leave:
         return leave.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except ForgeError as error:
-        if debug:
-            raise
-        click.echo(f"forgec: {error.message}", err=True)
-        if error.hint:
-            click.echo(f"  {error.hint}", err=True)
-        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("forgec: interrupted", err=True)
+        print_error("interrupted")
         return 130
     except BrokenPipeError:
-        # The reader of our output went away; keep the interpreter from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 141
-    except MemoryError:
-        if debug:
-            raise
-        click.echo("forgec: this machine ran out of memory", err=True)
-        return 1
     except Exception as error:
-        if debug:
+        if debug and not isinstance(error, click.ClickException):
             raise
-        click.echo(f"forgec: internal error: {type(error).__name__}: {error}", err=True)
-        click.echo("  This is a defect of forgec; run again with --debug and report the traceback.", err=True)
-        return 70
+        return _report(error)
+
+
+def print_error(message: str, hint: str = "") -> None:
+    """The one form in which every error of forgec appears: on standard error, its hint below it."""
+    click.echo(f"error: {message}", err=True)
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
+
+
+def _report(error: Exception) -> int:
+    """Print an error and return its exit code."""
+    if isinstance(error, ForgeError):
+        print_error(error.message, error.hint)
+        return error.exit_code
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return error.exit_code
+    if isinstance(error, click.UsageError):
+        place = error.ctx.command_path if error.ctx is not None else "forgec"
+        print_error(error.format_message(), f"'{place} --help' lists arguments and options")
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        print_error(error.format_message())
+        return error.exit_code
+    if isinstance(error, MemoryError):
+        print_error("this machine ran out of memory")
+        return 1
+    if isinstance(error, OSError) and error.errno is not None:
+        # Commands name their own files; what is left is standard output on a full disk and its like.
+        place = f"'{error.filename}'" if error.filename else "the output"
+        print_error(f"{place} cannot be read or written: {error.strerror}")
+        _discard_output()
+        return 1
+    print_error(
+        f"internal error: {type(error).__name__}: {error}",
+        "this is a defect of forgec; run again with --debug and report the traceback",
+    )
+    return 70
+
+
+def _discard_output() -> None:
+    """Python flushes standard output once more at exit: give it somewhere to go."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

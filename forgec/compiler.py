@@ -47,7 +47,10 @@ class Compiled:
 def plan_model(
     gguf: GGUFFile, spec: ModelSpec, target: Target, options: CompileOptions, dump: Path | None = None
 ) -> Program:
-    """Import, fuse and lower a model; with ``dump``, write the text of every intermediate product there."""
+    """Import, fuse and lower a model; with ``dump``, write the text of every intermediate product there.
+
+    What is in ``dump`` stays after a failure, which is when it is read.
+    """
 
     def write(result: PassResult) -> None:
         if dump is not None:
@@ -97,12 +100,15 @@ def compile_model(
         clock.lap("plan")
         units = program_units(program)
         objects = compile_units(
-            units, target, toolchain=toolchain, cache=cache, progress=lambda d, t: report("kernels", d, t)
+            units,
+            target,
+            toolchain=toolchain,
+            cache=cache,
+            progress=lambda d, t: report("kernels", d, t),
+            dump_dir=None if dump is None else dump / "src",
         )
         check_kernels(program, objects)
         sources = {unit.name: unit.source for unit in units}
-        if dump is not None:
-            _dump_code(dump, target, sources, objects)
         clock.lap("kernels")
         write_package(
             output,
@@ -153,19 +159,13 @@ def _chat_warnings(tokenizer: TokenizerSpec) -> tuple[str, ...]:
 
 
 def _dump(folder: Path, name: str, text: str) -> None:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-
-
-def _dump_code(
-    folder: Path, target: Target, sources: Mapping[str, str], objects: tuple[CodeObject, ...]
-) -> None:
-    for name, text in sources.items():
-        _dump(folder, f"src/{name}{'.hip' if target.wave > 1 else '.cpp'}", text)
-    for code in objects:
-        if code.assembly:
-            _dump(folder, f"asm/{code.name}.s", code.assembly)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"cannot write '{folder / name}': {error.strerror}", "Choose a writable --dump-dir."
+        ) from error
 
 
 class _Clock:

@@ -68,5 +68,7 @@ def configure_logging(debug: int) -> None:
     logger.setLevel(level)
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        handler.setFormatter(
+            logging.Formatter("warning: %(message)s" if debug < 2 else "%(name)s: %(message)s")
+        )
         logger.addHandler(handler)

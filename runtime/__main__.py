@@ -30,15 +30,26 @@ def _main() -> Callable[[], int]:
     return main
 
 
+def _explain(error: Exception) -> int:
+    """Say what is missing or damaged; returns the exit code."""
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    if name in _NEEDED:
+        print(f"error: the Python package '{name}' is missing", file=sys.stderr)
+        print(f"hint: run: pip install {' '.join(_NEEDED)}", file=sys.stderr)
+        return 1
+    if name is not None and not name.startswith(f"{_NAME}."):
+        raise error
+    what = f"lacks '{name.rpartition('.')[2]}.py'" if name is not None else f"is damaged: {error}"
+    print(f"error: the package '{Path(__file__).resolve().parent.name}' {what}", file=sys.stderr)
+    print("hint: copy the whole folder again, or compile the model again", file=sys.stderr)
+    return 8
+
+
 if __name__ == "__main__":
     try:
         main = _main()
-    except ModuleNotFoundError as error:
-        if error.name not in _NEEDED:
-            raise
-        print(f"error: the Python package '{error.name}' is missing", file=sys.stderr)
-        print(f"hint: run: pip install {' '.join(_NEEDED)}", file=sys.stderr)
-        sys.exit(1)
+    except (ModuleNotFoundError, FileNotFoundError, SyntaxError, ValueError) as error:
+        sys.exit(_explain(error))
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(main())

@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import load
 from .errors import ForgeRuntimeError, UsageError
@@ -33,21 +33,33 @@ _EXAMPLES = """examples:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line as every other error: one line and a hint."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, f"'{self.prog} --help' lists all options")
+
+
+def _text(argument: str) -> str:
+    """An argument's bytes as UTF-8, whatever the locale; what is none becomes U+FFFD."""
+    return os.fsencode(argument).decode("utf-8", "replace")
+
+
 def build_parser(prog: str) -> argparse.ArgumentParser:
     """The parser; ``prog`` is how the user calls the package."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=prog,
         description="Run the language model in this folder.",
         epilog=_EXAMPLES.format(prog=prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("prompt", nargs="?", help="text to complete; '-' reads standard input")
+    parser.add_argument("prompt", nargs="?", type=_text, help="text to complete; '-' reads standard input")
     parser.add_argument(
-        "--chat", nargs="?", const="", metavar="MESSAGE",
+        "--chat", nargs="?", const="", type=_text, metavar="MESSAGE",
         help="answer MESSAGE through the model's chat template; without a message, talk interactively",
     )  # fmt: skip
-    parser.add_argument("--system", metavar="TEXT", help="system message of a chat")
+    parser.add_argument("--system", type=_text, metavar="TEXT", help="system message of a chat")
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): greedy")
     sampling.add_argument("--top-k", type=int, default=0, metavar="K", help="the K likeliest tokens; 0: all")
@@ -64,8 +76,9 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     )  # fmt: skip
     ending.add_argument("--ignore-eos", action="store_true", help="go on after the model's end token")
     ending.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT (repeat for more)"
-    )
+        "--stop", action="append", default=[], type=_text, metavar="TEXT",
+        help="end before TEXT (repeat for more)",
+    )  # fmt: skip
     device = parser.add_argument_group("device")
     device.add_argument("--device", metavar="NAME", help="cpu, hip, cuda:1, emulated…")
     device.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
@@ -79,24 +92,41 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None, package: Path | None = None) -> int:
     """Run the command line and return the exit code. ``package``: the folder to load (None: this one)."""
     folder = Path(__file__).resolve().parent if package is None else package
-    arguments = build_parser(f"python {folder.name}").parse_args(argv)
+    debug = False
     try:
-        with contextlib.suppress(AttributeError, ValueError):  # a stream that was replaced, as by a test
-            sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+        arguments = build_parser(f"python {folder.name}").parse_args(argv)
+        debug = arguments.debug
+        for stream in (sys.stdin, sys.stdout):
+            with contextlib.suppress(AttributeError, ValueError):  # closed, or replaced, as by a test
+                stream.reconfigure(errors="replace")  # type: ignore[union-attr]
         _run(arguments, folder)
-        sys.stdout.flush()
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return _EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Python flushes standard output once more at exit: give it somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return _EXIT_BROKEN_PIPE
     except Exception as error:
-        if arguments.debug:
+        if debug:
             traceback.print_exc()
         return _report(error)
     return 0
+
+
+def _discard_output() -> None:
+    """Python flushes standard output once more at exit: give it somewhere to go."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _emit(text: str, end: str = "") -> None:
+    """Write to standard output at once. Raises: UsageError when nobody can take it, BrokenPipeError."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard_output()
+        raise UsageError(f"the output cannot be written: {error.strerror}", "free some space") from error
 
 
 def _report(error: Exception) -> int:
@@ -127,7 +157,7 @@ def _run(arguments: argparse.Namespace, folder: Path) -> None:
         if arguments.json:
             for _ in stream:
                 pass
-            print(json.dumps(stream.result.to_dict()))
+            _emit(json.dumps(stream.result.to_dict()), "\n")
         else:
             _show(stream)
 
@@ -142,12 +172,13 @@ def _what_to_do(arguments: argparse.Namespace) -> tuple[str | None, bool]:
             "there is both a prompt and a message for --chat", "give one of them; quote a text with spaces"
         )
     text = arguments.chat or arguments.prompt
-    if text is None and chat and sys.stdin.isatty():
+    terminal = sys.stdin is not None and sys.stdin.isatty()
+    if text is None and chat and terminal:
         if arguments.json:
             raise UsageError("--json prints one answer, not an interactive chat", "give --chat a message")
         return None, True
-    if text == "-" or (text is None and not sys.stdin.isatty()):
-        text = sys.stdin.read()
+    if text == "-" or (text is None and not terminal):
+        text = sys.stdin.read() if sys.stdin is not None else ""
     if not text:
         raise UsageError("the prompt is empty", 'give a text, as in: "Once upon a time" or --chat "Hello"')
     return text, chat
@@ -174,8 +205,8 @@ def _conversation(system: str | None, message: str) -> list[dict[str, str]]:
 
 def _show(stream: Stream) -> Result:
     for piece in stream:
-        print(piece, end="", flush=True)
-    print(flush=True)
+        _emit(piece)
+    _emit("", "\n")
     return stream.result
 
 
@@ -214,5 +245,5 @@ def _answer(stream: Stream) -> str:
         return _show(stream).text
     except KeyboardInterrupt:
         stream.close()
-        print(flush=True)
+        _emit("", "\n")
         return stream.result.text

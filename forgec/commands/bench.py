@@ -13,8 +13,8 @@ from typing import Any
 import click
 import numpy as np
 
-from forgec.errors import ForgeError, UsageError
-from forgec.package.loader import import_package, read_manifest
+from forgec.errors import UsageError
+from forgec.package.loader import loaded, read_manifest
 
 __all__ = ["Measurement", "command", "measure", "step_bytes"]
 
@@ -69,14 +69,10 @@ def command(
       forgec bench build/model-gfx1100 --prompt 512 --tokens 128
     """
     manifest = read_manifest(package)
-    module = import_package(package)
-    try:
-        with module.load(device=device, threads=threads) as model:
-            bandwidth = _bandwidth(manifest)
-            result = measure(model, manifest, bandwidth, prompt_tokens, tokens, depth, repeat)
-            title = f"{manifest['model']['name']} on {model.engine.driver.describe().name}"
-    except module.ForgeRuntimeError as error:
-        raise ForgeError(error.message, error.hint) from error
+    with loaded(package, device, threads) as model:
+        bandwidth = _bandwidth(manifest)
+        result = measure(model, manifest, bandwidth, prompt_tokens, tokens, depth, repeat)
+        title = f"{manifest['model']['name']} on {model.engine.driver.describe().name}"
     click.echo(
         json.dumps({**asdict(result), "fraction": result.fraction}) if as_json else _text(title, result)
     )

@@ -32,7 +32,7 @@ __all__ = ["command", "default_output"]
 @click.option("--no-fuse", is_flag=True, help="One kernel per operation: slow, to find a wrong fusion.")
 @click.option("--force", is_flag=True, help="Replace an existing package.")
 @click.option("--dump-dir", type=click.Path(path_type=Path), metavar="D",
-              help="Write every intermediate product: graphs, program, sources, assembly.")  # fmt: skip
+              help="Write graphs, program, sources and assembly there; kept on failure.")  # fmt: skip
 def command(
     model: Path,
     arch: str,
@@ -57,7 +57,7 @@ def command(
     console = Console(stderr=True)
     cache, warning = open_cache(load_config())
     if warning is not None:
-        click.echo(f"forgec: {warning.message}", err=True)
+        click.echo(f"warning: {warning.message}", err=True)
     with _progress(console) as progress:
         tasks = {}
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from forgec.errors import ForgeError, UsageError
-from forgec.package.loader import import_package
+from forgec.errors import UsageError
+from forgec.package.loader import loaded, package_path
+from forgec.package.output import check_file, write_text
 
 __all__ = ["command"]
 
@@ -27,22 +26,11 @@ def command() -> None:
     """
 
 
-@contextmanager
-def _loaded(package: Path, device: str | None, threads: int | None) -> Iterator[Any]:
-    """A loaded package; errors of its runtime become errors of the command line."""
-    module = import_package(package)
-    try:
-        with module.load(device=device, threads=threads) as model:
-            yield model
-    except module.ForgeRuntimeError as error:
-        raise ForgeError(error.message, error.hint) from error
-
-
 DEVICE = click.option("--device", help="Device, as for the package.")
 THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 
 
-@command.command("record")
+@command.command("record", short_help="Record llama.cpp's greedy tokens and best logits.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--package", type=click.Path(path_type=Path), required=True,
               help="A package of the same model: its tokenizer encodes the prompts.")  # fmt: skip
@@ -59,27 +47,36 @@ def record(
     Example:
       forgec golden record model.gguf --package build/model-cpu -o model.golden.json
     """
+    from forgec.frontend.gguf import open_gguf
+    from forgec.frontend.spec import read_spec
     from forgec.golden.prompts import PROMPTS, Prompt
+    from forgec.golden.record import golden_text
     from forgec.golden.record import record as record_goldens
-    from forgec.golden.record import save
 
+    if "" in texts:
+        raise UsageError("a prompt is empty", "Give --prompt a text.")
+    check_file(output)
+    with open_gguf(model) as gguf:
+        read_spec(gguf)  # a file that llama.cpp cannot mean is refused before the package is loaded
     prompts = tuple(Prompt(f"prompt-{i}", text) for i, text in enumerate(texts, 1)) or PROMPTS
-    with _loaded(package, None, None) as loaded:
+    with loaded(package) as runner:
+        if not runner.manifest.tokenizer.get("chat_template"):
+            prompts = tuple(p for p in prompts if not p.chat)
 
         def encode(prompt: Prompt) -> list[int]:
             if prompt.chat:
-                return list(loaded.encode_chat([{"role": "user", "content": prompt.text}]))
-            return list(loaded.tokenizer.encode(prompt.text))
+                return list(runner.encode_chat([{"role": "user", "content": prompt.text}]))
+            return list(runner.tokenizer.encode(prompt.text))
 
         made, goldens = record_goldens(
             model, encode, count=tokens, threads=threads, prompts=prompts,
             progress=lambda name: click.echo(f"  {name}", err=True),
         )  # fmt: skip
-    save(output, made, goldens)
+    write_text(output, golden_text(made, goldens))
     click.echo(f"{output}: {len(goldens)} prompts, {tokens} tokens each, from {made['oracle']}")
 
 
-@command.command("check")
+@command.command("check", short_help="Compare a package with a golden file.")
 @click.argument("package", type=click.Path(path_type=Path))
 @click.argument("golden", type=click.Path(path_type=Path))
 @click.option("--tokens", type=click.IntRange(1), help="Compare only so many tokens per prompt.")
@@ -105,8 +102,9 @@ def check(
     from forgec.golden.record import check as compare
     from forgec.golden.record import load
 
+    package_path(package)
     made, goldens = load(golden)
-    with _loaded(package, device, threads) as model:
+    with loaded(package, device, threads) as model:
         results = compare(model, goldens, limit=tokens)
     click.echo(f"golden: {made['oracle']}, {made['method']}")
     for r in results:
@@ -118,12 +116,12 @@ def check(
     ctx.exit(0 if all(r.passed for r in results) else 1)
 
 
-@command.command("quality")
+@command.command("quality", short_help="Perplexity, agreement and KL divergence of a package.")
 @click.argument("package", type=click.Path(path_type=Path))
 @click.option("--against", type=click.Path(path_type=Path), help="Package taken as exact, e.g. --math exact.")
 @click.option("--model", type=click.Path(path_type=Path),
               help="The GGUF file: also measure llama.cpp's own run against its F32 weights.")  # fmt: skip
-@click.option("--text", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+@click.option("--text", type=click.Path(path_type=Path),
               help="Text file; default: a text that every Python carries.")  # fmt: skip
 @click.option("--positions", type=click.IntRange(2), default=2048, show_default=True,
               help="Tokens of the text to compare.")  # fmt: skip
@@ -146,23 +144,37 @@ def quality(
     """
     from forgec.golden import quality as q
 
-    words = text.read_text(encoding="utf-8") if text else q.standard_text()
-    with _loaded(package, device, threads) as loaded:
-        tokens = list(loaded.tokenizer.encode(words))[:positions]
+    for needed in (package, against):
+        if needed is not None:
+            package_path(needed)
+    words = _read_text(text) if text else q.standard_text()
+    with loaded(package, device, threads) as subject:
+        tokens = list(subject.tokenizer.encode(words))[:positions]
         if len(tokens) < positions:
             raise UsageError(
                 f"the text has {len(tokens)} tokens, {positions} were asked for",
                 "Give a longer --text or fewer --positions.",
             )
-        own = q.Scores.of(q.windowed(loaded.logits, tokens, loaded.engine.context_length), tokens)
+        own = q.Scores.of(q.windowed(subject.logits, tokens, subject.engine.context_length), tokens)
     click.echo(f"{package}: perplexity {own.perplexity:.4f} over {own.positions} positions")
     if against is not None:
-        with _loaded(against, device, threads) as exact:
+        with loaded(against, device, threads) as exact:
             base = q.Scores.of(q.windowed(exact.logits, tokens, exact.engine.context_length), tokens)
         click.echo(f"{against}: perplexity {base.perplexity:.4f}")
         click.echo(f"  {package} against {against}: {q.divergence(base, own)}")
     if model is not None:
         _llama_cpp(model, tokens, own, threads or 2)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read '{path}': {error.strerror}", "Check --text.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"'{path}' is not a text in UTF-8", "Convert it, or choose another --text."
+        ) from error
 
 
 def _llama_cpp(model: Path, tokens: list[int], own: Any, threads: int) -> None:

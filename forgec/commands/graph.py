@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from forgec.errors import UsageError
 from forgec.frontend.architectures import build_graph
 from forgec.frontend.gguf import open_gguf
 from forgec.frontend.spec import read_spec
 from forgec.ir.draw import to_dot, to_mermaid, to_text
 from forgec.ir.draw_svg import to_html, to_svg
 from forgec.ir.graph import Graph
+from forgec.package.output import check_file, write_text
 from forgec.passes.pipeline import optimise
 from forgec.targets import get_target
 
@@ -50,22 +50,15 @@ def command(model: Path, arch: str, form: str | None, stage: str, output: Path |
     """
     form = form or (SUFFIXES.get(output.suffix.lower(), "text") if output else "text")
     target = get_target(arch)
+    if output is not None:
+        check_file(output)
     with open_gguf(model) as gguf:
         before = build_graph(gguf, read_spec(gguf))
         text = _render(form, stage, before, optimise(before, target))
     if output is None:
         click.echo(text, nl=not text.endswith("\n"))
         return
-    temporary = output.with_name(output.name + ".part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(output)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write '{output}': {error.strerror}", "Choose a writable path with -o."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(output, text)
     click.echo(f"{output}: {form}, {len(text) / 1024:.0f} KiB")
 
 

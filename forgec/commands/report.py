@@ -17,6 +17,7 @@ from rich.table import Table
 
 from forgec.compiler import check_kernels, plan_model, program_units
 from forgec.config import load_config
+from forgec.errors import UsageError
 from forgec.frontend.gguf import open_gguf
 from forgec.frontend.spec import read_spec
 from forgec.plan.layouts import FORMATS
@@ -75,6 +76,11 @@ def command(
     target = get_target(arch)
     with open_gguf(model) as gguf:
         program = plan_model(gguf, read_spec(gguf), target, CompileOptions(math=math, context=ctx))
+    if position >= program.context:
+        raise UsageError(
+            f"position {position} is outside the context of {program.context} tokens",
+            "Choose a smaller --position or a larger --ctx.",
+        )
     cache, _ = open_cache(load_config())
     objects = compile_units(program_units(program), target, toolchain=toolchain, cache=cache)
     check_kernels(program, objects)

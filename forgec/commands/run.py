@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
 from pathlib import Path
 
@@ -25,8 +25,11 @@ def command(ctx: click.Context, package: Path | None, arguments: tuple[str, ...]
       forgec run build/model-gfx1100 "Once upon a time" --max-tokens 64
       forgec run build/model-gfx1100 --help
     """
-    if package is None or str(package) in ("-h", "--help"):
+    if package is None:
+        raise click.UsageError("Missing argument 'PACKAGE'.", ctx)
+    if str(package) in ("-h", "--help"):
         click.echo(ctx.get_help())
         return
     path = package_path(package)
-    ctx.exit(subprocess.run([sys.executable, str(path), *arguments], check=False).returncode)
+    # In place of this process, not below it: Ctrl-C belongs to the package, which cuts an answer short.
+    os.execv(sys.executable, [sys.executable, str(path), *arguments])

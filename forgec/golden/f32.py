@@ -9,18 +9,27 @@ from pathlib import Path
 
 import gguf as gguf_py
 
+from forgec.errors import ForgeError
 from forgec.frontend.gguf import GGUFFile, open_gguf
 
 __all__ = ["write_f32"]
 
 
 def write_f32(source: Path, destination: Path) -> None:
-    """Write ``source`` with every tensor as float32 to ``destination`` (replaced when it is complete)."""
+    """Write ``source`` with every tensor as float32 to ``destination`` (replaced when it is complete).
+
+    Raises: GGUFError for a damaged source, ForgeError when the file cannot be written.
+    """
     temporary = destination.with_name(destination.name + ".part")
     try:
         with open_gguf(source) as model:
             _write(model, gguf_py.GGUFReader(source), temporary)
         temporary.replace(destination)
+    except OSError as error:
+        raise ForgeError(
+            f"the model's F32 weights cannot be written to '{destination.parent}': {error.strerror or error}",
+            "Set TMPDIR to a folder with room for four bytes per parameter.",
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

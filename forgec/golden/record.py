@@ -21,7 +21,7 @@ from forgec.golden.f32 import write_f32
 from forgec.golden.llama_cpp import LlamaCpp, oracle_version
 from forgec.golden.prompts import PROMPTS, Prompt
 
-__all__ = ["Comparison", "Golden", "Step", "check", "load", "record", "save"]
+__all__ = ["Comparison", "Golden", "Step", "check", "golden_text", "load", "record"]
 
 TOP = 4
 #: Two best logits closer than this may swap: the order of float32 additions decides.
@@ -145,19 +145,10 @@ def _compare(model: Model, golden: Golden, limit: int | None) -> Comparison:
     return Comparison(golden.name, len(steps), len(steps), False, error)
 
 
-def save(path: Path, made: dict[str, str], goldens: Sequence[Golden]) -> None:
-    """Write a golden file, whole or not at all."""
+def golden_text(made: dict[str, str], goldens: Sequence[Golden]) -> str:
+    """The text of a golden file, one golden a line."""
     body = ",\n".join(json.dumps(asdict(g), separators=(",", ":")) for g in goldens)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        temporary.write_text(f'{{"made": {json.dumps(made)},\n"goldens": [\n{body}\n]}}\n', encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write '{path}': {error.strerror}", "Choose a writable path with -o."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    return f'{{"made": {json.dumps(made)},\n"goldens": [\n{body}\n]}}\n'
 
 
 def load(path: Path) -> tuple[dict[str, str], tuple[Golden, ...]]:

@@ -26,7 +26,9 @@ def package_path(path: Path) -> Path:
         raise PackageError(f"package '{path}' does not exist", "Make one with 'forgec compile'.")
     for name in ("manifest.json", "__init__.py", "__main__.py"):
         if not (path / name).is_file():
-            raise PackageError(f"'{path}' is not a package: it has no {name}", "Make one with 'forgec compile'.")
+            raise PackageError(
+                f"'{path}' is not a package: it has no {name}", "Make one with 'forgec compile'."
+            )
     return path
 
 
@@ -70,7 +72,7 @@ def import_folder(path: Path) -> ModuleType:
 
 @contextmanager
 def loaded(path: Path, device: str | None = None, threads: int | None = None) -> Iterator[Any]:
-    """The model of a package, loaded; an error of its runtime becomes a ForgeError with the same exit code."""
+    """The loaded model of a package; an error of its runtime becomes a ForgeError with its exit code."""
     module = import_package(path)
     try:
         with module.load(device=device, threads=threads) as model:

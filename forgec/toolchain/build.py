@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from forgec.errors import ToolchainError
@@ -22,6 +25,9 @@ from forgec.toolchain.process import DEFAULT_TIMEOUT_SECONDS, Runner
 from forgec.toolchain.select import select_toolchain
 
 __all__ = ["compile_units"]
+
+#: Less free space than this in the folder for temporary files, and a failure is blamed on that.
+_SCRATCH_BYTES = 16 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +81,7 @@ class _Build:
     cache: Cache | None
     dump_dir: Path | None
     runner: Runner
+    uncached: threading.Event = field(default_factory=threading.Event)
 
     def one(self, unit: Unit) -> CodeObject:
         source = unit.name + source_suffix(unit, self.target)
@@ -86,11 +93,13 @@ class _Build:
             try:
                 compiled = self.toolchain.compile(unit, self.target, self.runner)
             except ToolchainError as error:
+                _check_scratch(error)
                 raise ToolchainError(error.message, self._hint(error.hint, source)) from error
         inspection = inspect_code(unit, self.target, compiled.data)
         if self.cache is not None and not cached:
             warning = self.cache.store(key, compiled)
-            if warning is not None:
+            if warning is not None and not self.uncached.is_set():
+                self.uncached.set()  # once: what stops one entry stops the others
                 _log.warning("%s", warning.message)
         self._dump(unit.name + (".ptx" if self.target.driver == "cuda" else ".s"), compiled.assembly)
         return CodeObject(
@@ -124,6 +133,16 @@ class _Build:
             else "--dump-dir keeps the rendered source"
         )
         return f"{hint}\n{where}" if hint else where
+
+
+def _check_scratch(error: ToolchainError) -> None:
+    """A compiler that finds no room for its files fails in many ways; say the reason instead."""
+    folder = tempfile.gettempdir()
+    if shutil.disk_usage(folder).free < _SCRATCH_BYTES:
+        raise ToolchainError(
+            f"the disk is full: the compiler needs room in '{folder}'",
+            f"free some space or set TMPDIR to another folder\n{error.message}",
+        ) from error
 
 
 def _run_all(
