@@ -10,7 +10,17 @@ from forgec.plan.stages import MatmulParams, MatvecParams, Segment
 from forgec.plan.tuning import Tuning, grid_blocks
 from forgec.targets import Target
 
-__all__ = ["lanes_per_key", "lanes_per_row", "matmul_grid", "matvec_grid", "power_of_two_below"]
+__all__ = [
+    "attention_tile",
+    "lanes_per_key",
+    "lanes_per_row",
+    "matmul_grid",
+    "matvec_grid",
+    "power_of_two_below",
+]
+
+#: LDS that a tile of prefill attention may take: what every target gives a block without asking, in bytes.
+_ATTENTION_LDS = 48 << 10
 
 
 def power_of_two_below(limit: int) -> int:
@@ -25,11 +35,43 @@ def lanes_per_row(segments: tuple[Segment, ...], cols: int, tuning: Tuning, targ
 
 
 def lanes_per_key(head_length: int, target: Target) -> int:
-    """Lanes that share a cached key: 8 elements (16 bytes of f16) each where the head length allows."""
-    lanes = 1
-    while lanes * 2 <= target.wave and head_length % (16 * lanes) == 0:
-        lanes *= 2
-    return lanes
+    """Lanes that share a cached key in pieces of 8 elements (16 bytes of f16): at most three pieces each.
+
+    The fewest idle lanes decide, then the most lanes: 80 elements are 10 pieces, 3 for each of 4 lanes.
+    """
+    pieces = -(-head_length // 8)
+    choices = [1 << i for i in range(target.wave.bit_length())]
+    choices = [lanes for lanes in choices if pieces <= 3 * lanes] or choices[-1:]
+    return min(choices, key=lambda lanes: (-(-pieces // lanes) * lanes, -lanes))
+
+
+def attention_tile(
+    heads: int, head_length: int, kv_bytes: int, chunk: int, tuning: Tuning, target: Target
+) -> tuple[int, int]:
+    """Query rows and keys of a block's tile in prefill attention, for ``kv_bytes`` per cache element.
+
+    The tuning's tile, with fewer query rows where compute units would be without work, down to one row for
+    every 16 threads (on an H100 16 rows took 11.7 us for 9 heads of 64 and 128 rows at position 0, 32 rows
+    16.1 us; 2026-11-22), and smaller until it fits into LDS.
+    """
+    queries, keys = tuning.tile_rows, tuning.tile_cols
+    if target.wave == 1:
+        return queries, keys
+    least = (tuning.block or target.block_size) // 16
+    while queries > least and heads * -(-chunk // queries) < target.compute_units:
+        queries //= 2
+    while _attention_lds(queries, keys, head_length, kv_bytes) > _ATTENTION_LDS and max(queries, keys) > 16:
+        if keys > 16:
+            keys //= 2
+        else:
+            queries //= 2
+    return queries, keys
+
+
+def _attention_lds(queries: int, keys: int, head_length: int, kv_bytes: int) -> int:
+    """Bytes of ``struct Shared`` of the attention_prefill stage: queries, K or V, weights, each padded."""
+    quads = head_length // 4 + 1
+    return queries * quads * 16 + keys * quads * 4 * kv_bytes + queries * (keys // 4 + 1) * 16
 
 
 def matvec_grid(params: MatvecParams, target: Target) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from forgec.errors import VerifyError
 from forgec.ir import ops
 from forgec.ir.graph import Node
-from forgec.plan.geometry import lanes_per_key, lanes_per_row, matmul_grid, matvec_grid
+from forgec.plan.geometry import attention_tile, lanes_per_key, lanes_per_row, matmul_grid, matvec_grid
 from forgec.plan.lowering import STATE, Arguments, Lowered, Lowering, Temp
 from forgec.plan.program import Argument, Ref
 from forgec.plan.stages import (
@@ -65,6 +65,8 @@ def _attention(at: Lowering, node: Node) -> Iterator[Lowered]:
     inputs = (STATE, at.value(q), at.cache(k), at.cache(v))
     out = at.value(node.outputs[0])
     if not at.decode:
+        kv_bytes = {"f16": 2, "f32": 4}[kv_dtype]
+        queries, keys = attention_tile(op.heads, op.head_length, kv_bytes, at.rows, tuning, at.target)
         params = AttentionPrefillParams(
             *common,
             heads=op.heads,
@@ -74,8 +76,8 @@ def _attention(at: Lowering, node: Node) -> Iterator[Lowered]:
             kv_dtype=kv_dtype,
             scale=op.scale,
             causal=op.causal,
-            tile_queries=tuning.tile_rows,
-            tile_keys=tuning.tile_cols,
+            tile_queries=queries,
+            tile_keys=keys,
         )
         tiles = op.heads * -(-at.rows // params.tile_queries)
         yield Lowered(params, grid_blocks(tiles, at.target, 8), (*inputs, out), node.name)

@@ -7,7 +7,9 @@ import re
 import numpy as np
 import pytest
 
+from forgec.plan.geometry import lanes_per_key
 from forgec.plan.stages import AttentionDecodeParams
+from forgec.targets import get_target
 from tests.kernels.attention_cases import ATTENTION_DEVICES, Case, exact_attention, make_case
 from tests.kernels.harness import DEVICES, assert_close, compile_stage, run_stage
 
@@ -56,6 +58,23 @@ def test_cpu_code_is_vectorised(rng: np.random.Generator) -> None:
     assert len(re.findall(r"vcvtph2ps\s.*%ymm", listing)) >= 8
     assert len(re.findall(r"vfmadd\w*ps\s.*%ymm", listing)) >= 24
     assert re.search(r"vcvttps2dq\s.*%ymm", listing), "2^x of the weights is computed one by one"
+
+
+@pytest.mark.parametrize("target_name", ["gfx1100", "gfx942"])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_length"), [(9, 3, 64), (32, 4, 128), (16, 1, 256), (8, 8, 80)]
+)
+@pytest.mark.parametrize("kv_dtype", ["f16", "f32"])
+def test_planned_kernels_do_not_spill(
+    target_name: str, heads: int, kv_heads: int, head_length: int, kv_dtype: str
+) -> None:
+    target = get_target(target_name)
+    shape = (heads, kv_heads, head_length, 4096, kv_dtype, 0.1)
+    lanes = lanes_per_key(head_length, target)
+    params = AttentionDecodeParams(target.family, target.wave, target.block_size, *shape, 16, lanes)
+    code = compile_stage(params, target_name).kernel(params.symbol)
+    assert code.vgprs > 0
+    assert (code.scratch_bytes, code.vgpr_spills, code.sgpr_spills) == (0, 0, 0)
 
 
 @on_devices

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from forgec.plan.geometry import attention_tile
 from forgec.plan.stages import AttentionPrefillParams
-from tests.kernels.attention_cases import ATTENTION_DEVICES, Case, exact_attention, make_case
-from tests.kernels.harness import assert_close, run_stage
+from forgec.plan.tuning import lookup
+from forgec.targets import get_target
+from tests.kernels.attention_cases import ATTENTION_DEVICES, KV_DTYPES, Case, exact_attention, make_case
+from tests.kernels.harness import assert_close, compile_stage, run_stage
 
 on_devices = pytest.mark.parametrize(("device", "generic"), ATTENTION_DEVICES)
 
@@ -34,6 +37,22 @@ def check(case: Case, device: str, generic: bool, causal: bool, **options: objec
 
 def test_common_template_on_the_cpu(rng: np.random.Generator) -> None:
     check(make_case(rng, rows=11, position=7), "cpu", True, causal=True, tiles=(4, 8))
+
+
+@pytest.mark.parametrize("target_name", ["gfx1100", "gfx942", "sm_90"])
+@pytest.mark.parametrize(("heads", "head_length"), [(9, 64), (64, 128), (8, 256)])
+@pytest.mark.parametrize("kv_dtype", ["f16", "f32"])
+def test_planned_tiles_fit_into_lds_without_spills(
+    target_name: str, heads: int, head_length: int, kv_dtype: str
+) -> None:
+    target = get_target(target_name)
+    tuning = lookup("attention", kv_dtype, target)
+    tile = attention_tile(heads, head_length, KV_DTYPES[kv_dtype]().itemsize, 128, tuning, target)
+    shape = (heads, heads // 4 or 1, head_length, 512, kv_dtype, 0.1)
+    params = AttentionPrefillParams(target.family, target.wave, target.block_size, *shape, True, *tile)
+    code = compile_stage(params, target_name).kernel(params.symbol)
+    assert 0 < code.lds_bytes <= 48 << 10
+    assert code.scratch_bytes == 0
 
 
 @on_devices
