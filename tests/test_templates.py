@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -56,6 +57,18 @@ def test_compiles_as_planned(target_name: str) -> None:
         )
         check_inspection(code.kernel(params.symbol), expected)
         assert not code.log, f"{params.symbol} for {target.name} compiles with warnings:\n{code.log}"
+
+
+def test_the_cpu_overrides_compile() -> None:
+    """The CPU's own texts read weights of eight interleaved rows."""
+    target = get_target("x86-64-v3")
+    params = [replace(p, layout="rows8") if hasattr(p, "layout") else p for p in examples(target.name)]
+    params = [replace(p, tile_queries=32, tile_keys=32) if hasattr(p, "tile_keys") else p for p in params]
+    own = [p for p in params if render.stage_template(p.stage, "cpu").endswith(".cpu.hip.j2")]
+    assert {p.stage for p in own} >= {"matvec", "matmul"}
+    units = [Unit(p.symbol, render.render_stage(p), (p.symbol,)) for p in own]
+    for unit, code in zip(units, compile_units(units, target), strict=True):
+        assert not code.log, f"{unit.name} compiles with warnings:\n{code.log}"
 
 
 def test_there_is_an_example_of_every_stage() -> None:
