@@ -219,6 +219,8 @@ def parse_instruction(address: int, data: bytes, text: str) -> Instruction:
         if len(words) > 1 and words[0] not in ("sext",):
             raise DeviceError(f"cannot parse operand '{piece}' of '{full}' at {address:#x}")
         operands.append(parse_operand(words[0]))
+        if "@" in words[0] and len(data) >= 8:  # a symbol of the listing: the linker's value is the literal
+            operands[-1] = Operand("int", value=struct.unpack("<I", data[-4:])[0])
     return Instruction(
         address, data, full, head, encoding, tuple(operands), modifiers, frozenset(flags), rest
     )

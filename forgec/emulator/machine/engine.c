@@ -224,6 +224,22 @@ static int run_group(Launch *L, Group *g, u32 thread) {
   }
 }
 
+/* With a seed, workgroups start in a pseudo-random order: multiples of a step that shares no factor with the total. */
+static u64 nth_group(const Launch *L, u64 n) {
+  if (!L->seed || L->total < 3) return n;
+  u64 step = (L->seed * 0x9e3779b97f4a7c15UL >> 20) % L->total;
+  for (;; ++step) {
+    u64 a = step, b = L->total;
+    while (b) {
+      u64 rest = a % b;
+      a = b;
+      b = rest;
+    }
+    if (a == 1) break;
+  }
+  return (n * (step % L->total) + L->seed) % L->total;
+}
+
 static Group *take(Launch *L, int prefer_new, u32 thread, int *failed) {
   u64 number = 0;
   int fresh = 0;
@@ -239,7 +255,7 @@ static Group *take(Launch *L, int prefer_new, u32 thread, int *failed) {
   }
   unlock(L);
   if (!fresh) return g;
-  g = make_group(L, number, thread);
+  g = make_group(L, nth_group(L, number), thread);
   *failed = !g;
   return g;
 }
