@@ -20,7 +20,7 @@ import forgec
 from forgec.config import configure_logging, load_config
 from forgec.errors import ForgeError, UsageError
 
-__all__ = ["cli", "main", "print_error"]
+__all__ = ["cli", "main", "print_error", "run"]
 
 #: Command name -> (module of forgec.commands, one-line help for the overview).
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -86,14 +86,14 @@ def main(argv: list[str] | None = None) -> None:
         # A terminal that cannot show a character shows a stand-in; it is no reason to fail.
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors=errors)  # type: ignore[union-attr]
-    sys.exit(_run(sys.argv[1:] if argv is None else argv))
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _run(argv: list[str]) -> int:
+def run(argv: list[str]) -> int:
     """Run the command line and return its exit code; nothing but ``--debug`` shows a traceback."""
     debug = "--debug" in argv
     try:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,14 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
     return Config(cache_dir=cache_dir.expanduser(), debug=int(text))
 
 
+class _StandardError(logging.Handler):
+    """Writes to what is standard error at that moment, which may have been replaced since."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if sys.stderr is not None:
+            print(self.format(record), file=sys.stderr)
+
+
 def configure_logging(debug: int) -> None:
     """Show the ``forgec`` loggers on standard error as far as the debug ladder asks for.
 
@@ -67,7 +76,7 @@ def configure_logging(debug: int) -> None:
     logger = logging.getLogger("forgec")
     logger.setLevel(level)
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler = _StandardError()
         handler.setFormatter(
             logging.Formatter("warning: %(message)s" if debug < 2 else "%(name)s: %(message)s")
         )

@@ -226,7 +226,7 @@ def _map_file(path: Path) -> mmap.mmap:
         if stat.S_ISDIR(status.st_mode):
             raise GGUFError(f"'{path}' is a directory", "Give the path of a .gguf file inside it.")
         if not stat.S_ISREG(status.st_mode):
-            raise GGUFError(f"'{path}' is not a regular file")
+            raise GGUFError(f"'{path}' is not a regular file", "Give the path of a .gguf file.")
         if status.st_size == 0:
             raise GGUFError(f"'{path}' is empty", "The download has probably failed; fetch the file again.")
         with path.open("rb") as file:

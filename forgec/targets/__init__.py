@@ -40,7 +40,7 @@ def get_target(name: str) -> Target:
     for target in _FIXED:
         if target.name == name:
             return target
-    close = difflib.get_close_matches(name, target_names(), n=1)
+    close = difflib.get_close_matches(name.lower(), target_names(), n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     raise TargetError(f"unknown target '{name}'", f"{hint}known targets: {', '.join(target_names())}")
 
