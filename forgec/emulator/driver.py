@@ -1,8 +1,8 @@
 """The emulator as a device of a package's runtime: ``python build/model-gfx1100 --device emulated "…"``.
 
-In come the calls of the runtime's Driver protocol (matched by shape: a package's runtime is its own copy), out go
-launches of the package's code objects on an emulated GPU. Every call is done when it returns; a captured graph is the
-list of its launches.
+In come the calls of the runtime's Driver protocol (matched by shape: a package's runtime is its own copy),
+out go launches of the package's code objects on an emulated GPU. Every call is done when it returns; a
+captured graph is the list of its launches.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ class Graph:
 class EmulatedDriver:
     """One emulated GPU with one queue.
 
-    ``checks`` turns on all traps (uninitialised values, missing waits, LDS races) at a third of the speed; accesses
-    outside of allocations always trap. ``memory`` is the capacity in bytes (None: the chip's). After a trap the device
-    is lost, as a GPU would be: releasing things still works, everything else raises. ``observer`` is called with the
-    counters of every launch.
+    ``checks`` turns on all traps (uninitialised values, missing waits, LDS races) at a third of the speed;
+    accesses outside of allocations always trap. ``memory`` is the capacity in bytes (None: the chip's). After
+    a trap the device is lost, as a GPU would be: releasing things still works, everything else raises.
+    ``observer`` is called with the counters of every launch.
     """
 
     name = "emulated"
@@ -240,7 +240,8 @@ class EmulatedDriver:
 def open_emulated(manifest: Mapping[str, Any], options: Mapping[str, Any]) -> EmulatedDriver:
     """What ``--device emulated`` opens: the package's chip, fast, with bounds checked.
 
-    ``manifest`` is the package's manifest.json, ``options`` has the keys ``package``, ``threads`` and ``index``.
+    ``manifest`` is the package's manifest.json, ``options`` has the keys ``package``, ``threads`` and
+    ``index``.
 
     Raises: UsageError for a device number other than 0, DeviceError for a package that is not for an AMD GPU.
     """
@@ -260,5 +261,7 @@ def _open(manifest: Mapping[str, Any], options: Mapping[str, Any], checks: bool)
             "leave out --device, or compile the model with --arch gfx1100",
         )
     if options.get("index"):
-        raise UsageError(f"there is no device {options['index']}: the emulator has one", "use --device emulated")
+        raise UsageError(
+            f"there is no device {options['index']}: the emulator has one", "use --device emulated"
+        )
     return EmulatedDriver(target["name"], threads=options.get("threads"), checks=checks)

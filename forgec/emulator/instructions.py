@@ -1,8 +1,9 @@
 """The instructions of a code object, read once and kept.
 
-In come a code object and, where it lies in a package, its file; out go its instructions by address. A package holds
-no assembly, so the compiler's listing is made again from the package's own source (``src/NAME.hip`` beside
-``kernels/NAME.hsaco``). Nothing is believed that does not match the code object's bytes; see ``disassembly.py``.
+In come a code object and, where it lies in a package, its file; out go its instructions by address. A package
+holds no assembly, so the compiler's listing is made again from the package's own source (``src/NAME.hip``
+beside ``kernels/NAME.hsaco``). Nothing is believed that does not match the code object's bytes; see
+``disassembly.py``.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _HINT = "install llvm-objdump (Debian: apt-get install llvm-19), or the compiler
 def read_instructions(code: CodeObject, path: Path | None = None) -> dict[int, RawInstruction]:
     """The instructions of ``code``, from the cache, the package's source, or llvm-objdump.
 
-    ``path`` is the code object's file in its package. The listing goes before llvm-objdump, which does not know
-    all instructions of a compiler newer than itself.
+    ``path`` is the code object's file in its package. The listing goes before llvm-objdump, which does not
+    know all instructions of a compiler newer than itself.
 
     Raises: DeviceError when no way works, with what each of them said.
     """
@@ -55,7 +56,8 @@ def read_instructions(code: CodeObject, path: Path | None = None) -> dict[int, R
 
 
 def remember_package(package: Path) -> int:
-    """Read all code objects of a package, so that programs can load them alone, through HIP. Returns how many.
+    """Read all code objects of a package, so that programs can load them alone, through HIP. Returns how
+    many.
 
     Raises: as ``read_instructions``.
     """
@@ -66,7 +68,9 @@ def remember_package(package: Path) -> int:
 
 
 def _compile_again(code: CodeObject, source: Path) -> str:
-    """The listing of ``code``. Raises: ForgeError without a source or when the compiler here makes other code."""
+    """The listing of ``code``. Raises: ForgeError without a source or when the compiler here makes other
+    code.
+    """
     if not source.is_file():
         raise DeviceError(f"the package has no 'src/{source.name}'")
     unit = Unit(source.stem, source.read_text(encoding="utf-8"), tuple(code.kernels))
