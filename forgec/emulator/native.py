@@ -13,11 +13,13 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
 import platformdirs
 
+from forgec.emulator.shapes import ShapeLibrary
 from forgec.errors import ToolchainError
 
 __all__ = ["cache_directory", "clang_command", "compile_kernel", "lld_command", "run_tool"]
@@ -117,8 +119,19 @@ def _engine_object(wave: int) -> Path:
     return final
 
 
-def compile_kernel(source: str, wave: int, optimise: str = "-O1") -> ctypes.CDLL:
-    """Compile ``source`` for waves of ``wave`` lanes, or find it in the cache, and load it.
+@lru_cache(maxsize=4)
+def _shapes(wave: int) -> ShapeLibrary:
+    def compile_text(text: str, out: Path) -> None:
+        source = out.with_suffix(".c")
+        source.write_text(text)
+        flags = [*_FLAGS, "-O1", "-ffunction-sections", f"-DW={wave}", f"-I{_MACHINE}"]
+        run_tool([*clang_command(), *flags, "-c", str(source), "-o", str(out)], "compile instruction shapes")
+
+    return ShapeLibrary(cache_directory() / f"shapes-{wave}-{_engine_digest()[:24]}", compile_text)
+
+
+def compile_kernel(source: str, functions: Mapping[str, str], wave: int, optimise: str = "-O1") -> ctypes.CDLL:
+    """Compile ``source``, which calls ``functions``, for waves of ``wave`` lanes, or find it in the cache; load it.
 
     Raises:
         ToolchainError: no compiler, or the translated text does not compile (a defect of the emulator).
@@ -126,14 +139,18 @@ def compile_kernel(source: str, wave: int, optimise: str = "-O1") -> ctypes.CDLL
     key = hashlib.sha256(f"{_engine_digest()} {wave} {optimise}\n{source}".encode()).hexdigest()[:40]
     final = cache_directory() / f"kernel-{key}.so"
     if not final.exists():
-        engine = _engine_object(wave)
+        engine, shapes = _engine_object(wave), _shapes(wave).objects(functions)
         with tempfile.TemporaryDirectory(dir=final.parent) as folder:
             text, obj, shared = (Path(folder) / name for name in ("kernel.c", "kernel.o", "kernel.so"))
             text.write_text(source)
+            exports = Path(folder) / "exports"
+            exports.write_text("{ global: kernel_run; emu_worker; emu_finish; local: *; };\n")
             run_tool(
                 [*clang_command(), *_FLAGS, optimise, f"-DW={wave}", f"-I{_MACHINE}", "-c", str(text), "-o", str(obj)],
                 "compile a translated kernel",
             )
-            run_tool([*lld_command(), "-shared", "-o", str(shared), str(obj), str(engine)], "link a translated kernel")
+            objects = [str(obj), str(engine), *(str(path) for path in shapes)]
+            link = [*lld_command(), "-shared", "--gc-sections", "--allow-multiple-definition", "-Bsymbolic"]
+            run_tool([*link, "--version-script", str(exports), "-o", str(shared), *objects], "link a translated kernel")
             _publish(shared, final)
     return ctypes.CDLL(str(final))

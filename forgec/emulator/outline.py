@@ -7,6 +7,7 @@ what the text computes.
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 __all__ = ["Outliner"]
@@ -25,19 +26,20 @@ _NUMBER = re.compile(
     r"|(?P<cb>(?:&at|\bCNT_\w+|\bemu_sload\([^,]*, [^,]*, [^,]*|\bemu_(?!load|store|atomic|sload|trap|wait_trap)\w+\(w)"
     r"(?:, \$\d+)*, )(?P<c2>-?\d+)\b"
 )
-_CONTROL = re.compile(r"\bgoto\b|\bR\d+:|return RUN_(?!TRAP)|static const")
+_CONTROL = re.compile(r"\bgoto\b|\bR\d+:|return RUN_(?!TRAP)")
 
 
 class Outliner:
     """Collects the functions of one kernel."""
 
     def __init__(self) -> None:
-        self._names: dict[str, str] = {}
-        self._texts: list[str] = []
+        self.functions: dict[str, str] = {}
+        self._prototypes: dict[str, str] = {}
 
     @property
-    def functions(self) -> str:
-        return "\n".join(self._texts)
+    def prototypes(self) -> str:
+        """Declarations of all functions, for the kernel that calls them."""
+        return "\n".join(self._prototypes.values())
 
     def call(self, text: str) -> str:
         """A statement with the effect of ``text``: a call where that is possible, else ``text`` in braces."""
@@ -64,14 +66,14 @@ class Outliner:
             shape = replaced
         if len(arguments) > 24:
             return f"{{ {text} }}"
-        name = self._names.get(shape)
-        if name is None:
-            name = f"o{len(self._names)}"
-            self._names[shape] = name
+        name = f"o_{hashlib.sha256(shape.encode()).hexdigest()[:20]}"
+        if name not in self.functions:
             body = re.sub(r"\$(\d+)", r"p\1", shape)
             parameters = "".join(f", u32 p{i}" for i in range(len(arguments)))
             kind = "int" if "return" in text else "void"
             end = " return 0;" if kind == "int" else ""
-            self._texts.append(f"static __attribute__((noinline)) {kind} {name}(Wave *restrict w{parameters}) {{ {body}{end} }}")
+            head = f"{kind} {name}(Wave *restrict w{parameters})"
+            self._prototypes[name] = f"{head};"
+            self.functions[name] = f"{head} {{ {body}{end} }}"
         call = f"{name}(w{''.join(', ' + (a if not a.startswith('-') else f'(u32){a}') for a in arguments)})"
         return f"if (UNLIKELY({call})) return RUN_TRAP;" if "return" in text else f"{call};"

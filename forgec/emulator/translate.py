@@ -42,9 +42,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Translation:
-    """C text of a kernel, and what its numbers refer to."""
+    """C text of a kernel, the shared functions it calls (by name), and what its numbers refer to."""
 
     source: str
+    functions: dict[str, str]
     sites: tuple[Instruction, ...]
     segments: tuple[Segment, ...]
     vgprs: int
@@ -255,11 +256,11 @@ def translate(code: CodeObject, kernel: Kernel, raw: Mapping[int, RawInstruction
         fresh = _writes_exec(parts) or (ctx.resume_points != points and "R%d:" % points in text) or ins.mnemonic in _CALLS
         fresh = fresh or is_branch(ins) or ins.mnemonic in _ENDS
         previous_end = address + len(ins.data)
-    source = _function(ctx, program, kernel, body, resume, outliner.functions)
-    return Translation(source, tuple(sites), tuple(Segment(tuple(s)) for s in segments), max(high, kernel.vgprs, agpr_base + kernel.agprs, 3))
+    source = _function(ctx, program, kernel, body, resume, outliner.prototypes)
+    return Translation(source, outliner.functions, tuple(sites), tuple(Segment(tuple(s)) for s in segments), max(high, kernel.vgprs, agpr_base + kernel.agprs, 3))
 
 
-def _function(ctx: Context, program: _Program, kernel: Kernel, body: list[str], resume: dict[int, int], functions: str) -> str:
+def _function(ctx: Context, program: _Program, kernel: Kernel, body: list[str], resume: dict[int, int], prototypes: str) -> str:
     by_point = {point: label(target) for target, point in resume.items()}
     cases = "\n".join(f"    case {n}: goto {by_point.get(n, f'R{n}')};" for n in range(1, ctx.resume_points))
     targets = "\n".join(f"    case {t:#x}: goto {label(t)};" for t in sorted(program.targets))
@@ -275,7 +276,7 @@ dispatch:
     return f"""#include "wave.h"
 #include "division.h"
 #define COUNT(k) do {{ w->cnt[2 * (k)]++; w->cnt[2 * (k) + 1] += popc64((u64)EXEC); }} while (0)
-{functions}
+{prototypes}
 /* {kernel.name} for {ctx.arch} */
 int kernel_run(Wave *restrict w) {{
   u64 target = 0; u32 target_site = 0; (void)target; (void)target_site;
