@@ -100,13 +100,15 @@ def run(argv: list[str]) -> int:
         config = load_config()
         debug = debug or config.debug > 0
         configure_logging(config.debug)
-        result = cli.main(args=argv, prog_name="forgec", standalone_mode=False)
+        # Not click's main(): it would end a closed pipe and Ctrl-C in its own way.
+        with cli.make_context("forgec", list(argv)) as context:
+            cli.invoke(context)
         if sys.stdout is not None:
             sys.stdout.flush()
-        return result if isinstance(result, int) else 0
+        return 0
     except click.exceptions.Exit as leave:
         return leave.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except KeyboardInterrupt:
         print_error("interrupted")
         return 130
     except BrokenPipeError:
