@@ -124,7 +124,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Operand:
-    """A segment as a template writes it: C expressions of its planes and bias, and its place in the output."""
+    """A segment as a template writes it: C expressions of planes and bias, and its place in the output."""
 
     index: int
     format: str
@@ -190,7 +190,8 @@ class LinearParams(StageParams):
                 )
             if self.act == "q8" and FORMATS[segment.format].block == 1:
                 raise VerifyError(
-                    f"stage '{self.stage}': int8 activations need weights in blocks of 32, found {segment.format}"
+                    f"stage '{self.stage}': int8 activations need weights in blocks of 32, "
+                    f"found '{segment.format}'"
                 )
         if self.epilogue == "swiglu" and (
             len(self.segments) != 2 or self.segments[0].rows != self.segments[1].rows
