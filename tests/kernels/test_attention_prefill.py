@@ -9,16 +9,23 @@ from forgec.plan.geometry import attention_tile
 from forgec.plan.stages import AttentionPrefillParams
 from forgec.plan.tuning import lookup
 from forgec.targets import get_target
-from tests.kernels.attention_cases import ATTENTION_DEVICES, KV_DTYPES, Case, exact_attention, make_case
+from tests.kernels.attention_cases import (
+    ATTENTION_DEVICES,
+    ATTENTION_DEVICES_IN_TIME,
+    KV_DTYPES,
+    Case,
+    exact_attention,
+    make_case,
+)
 from tests.kernels.harness import assert_close, compile_stage, run_stage
 
-on_devices = pytest.mark.parametrize(("device", "generic"), ATTENTION_DEVICES)
+on_devices = pytest.mark.parametrize("device", ATTENTION_DEVICES)
+in_time = pytest.mark.parametrize("device", ATTENTION_DEVICES_IN_TIME)
 
 
 def flash(
     case: Case,
     device: str,
-    generic: bool,
     causal: bool,
     tiles: tuple[int, int] = (32, 32),
     block: int | None = None,
@@ -26,17 +33,17 @@ def flash(
 ) -> np.ndarray:
     params = AttentionPrefillParams(*case.params(device, block), causal, *tiles)
     arrays = {"q": case.q, "k_cache": case.k, "v_cache": case.v, "out": np.full_like(case.q, np.nan)}
-    return run_stage(params, arrays, state=case.state, device=device, blocks=blocks, generic=generic)["out"]
+    return run_stage(params, arrays, state=case.state, device=device, blocks=blocks)["out"]
 
 
-def check(case: Case, device: str, generic: bool, causal: bool, **options: object) -> None:
-    out = flash(case, device, generic, causal, **options)  # type: ignore[arg-type]
+def check(case: Case, device: str, causal: bool, **options: object) -> None:
+    out = flash(case, device, causal, **options)  # type: ignore[arg-type]
     expected, magnitude = exact_attention(case, causal)
     assert_close(out, expected, magnitude, case.keys + case.head_length)
 
 
 def test_common_template_on_the_cpu(rng: np.random.Generator) -> None:
-    check(make_case(rng, rows=11, position=7), "cpu", True, causal=True, tiles=(4, 8))
+    check(make_case(rng, rows=11, position=7), "cpu", causal=True, tiles=(4, 8))
 
 
 @pytest.mark.parametrize("target_name", ["gfx1100", "gfx942", "sm_90"])
@@ -55,87 +62,90 @@ def test_planned_tiles_fit_into_lds_without_spills(
     assert code.scratch_bytes == 0
 
 
-@on_devices
 class TestNonCausal:
-    def test_one_tile(self, rng: np.random.Generator, device: str, generic: bool) -> None:
-        check(make_case(rng, rows=32), device, generic, causal=False)
+    @on_devices
+    def test_one_tile(self, rng: np.random.Generator, device: str) -> None:
+        check(make_case(rng, rows=32), device, causal=False)
 
-    def test_rows_and_keys_that_fill_no_tile(
-        self, rng: np.random.Generator, device: str, generic: bool
-    ) -> None:
+    @on_devices
+    def test_rows_and_keys_that_fill_no_tile(self, rng: np.random.Generator, device: str) -> None:
         case = make_case(rng, rows=int(rng.integers(33, 64)), position=int(rng.integers(1, 31)))
-        check(case, device, generic, causal=False)
+        check(case, device, causal=False)
 
+    @in_time
     @pytest.mark.parametrize("head_length", [32, 80, 96, 100])
-    def test_head_lengths(
-        self, rng: np.random.Generator, device: str, generic: bool, head_length: int
-    ) -> None:
+    def test_head_lengths(self, rng: np.random.Generator, device: str, head_length: int) -> None:
         case = make_case(rng, heads=2, kv_heads=2, head_length=head_length, rows=19, position=20)
-        check(case, device, generic, causal=False)
+        check(case, device, causal=False)
 
-    def test_f32_cache(self, rng: np.random.Generator, device: str, generic: bool) -> None:
-        check(make_case(rng, rows=21, position=14, kv_dtype="f32"), device, generic, causal=False)
+    @in_time
+    def test_f32_cache(self, rng: np.random.Generator, device: str) -> None:
+        check(make_case(rng, rows=21, position=14, kv_dtype="f32"), device, causal=False)
 
-    def test_large_scores_stay_finite(self, rng: np.random.Generator, device: str, generic: bool) -> None:
+    @in_time
+    def test_large_scores_stay_finite(self, rng: np.random.Generator, device: str) -> None:
         case = make_case(rng, heads=3, kv_heads=1, rows=17, position=40, size=1e4)
-        check(case, device, generic, causal=False)
+        check(case, device, causal=False)
 
-    def test_first_row_sees_later_keys(self, rng: np.random.Generator, device: str, generic: bool) -> None:
+    @in_time
+    def test_first_row_sees_later_keys(self, rng: np.random.Generator, device: str) -> None:
         case = make_case(rng, heads=2, kv_heads=1, rows=40)
-        full = flash(case, device, generic, causal=False)
+        full = flash(case, device, causal=False)
         expected = exact_attention(case, True)[0]
         assert np.abs(full[0] - expected[0]).max() > 0.1  # causal, row 0 would be V[0] alone
         assert_close(full[-1:], expected[-1:], exact_attention(case, True)[1][-1:], case.keys + 64)
 
 
-@on_devices
 class TestCausal:
-    def test_one_tile(self, rng: np.random.Generator, device: str, generic: bool) -> None:
-        check(make_case(rng, rows=32), device, generic, causal=True)
+    @on_devices
+    def test_one_tile(self, rng: np.random.Generator, device: str) -> None:
+        check(make_case(rng, rows=32), device, causal=True)
 
-    def test_rows_that_fill_no_tile(self, rng: np.random.Generator, device: str, generic: bool) -> None:
-        check(make_case(rng, rows=int(rng.integers(65, 80))), device, generic, causal=True)
+    @on_devices
+    def test_rows_that_fill_no_tile(self, rng: np.random.Generator, device: str) -> None:
+        check(make_case(rng, rows=int(rng.integers(65, 80))), device, causal=True)
 
-    def test_later_chunk_of_a_prompt(self, rng: np.random.Generator, device: str, generic: bool) -> None:
+    @on_devices
+    def test_later_chunk_of_a_prompt(self, rng: np.random.Generator, device: str) -> None:
         case = make_case(rng, rows=int(rng.integers(1, 40)), position=int(rng.integers(33, 90)))
-        check(case, device, generic, causal=True)
+        check(case, device, causal=True)
 
-    def test_chunks_agree_with_the_whole_prompt(
-        self, rng: np.random.Generator, device: str, generic: bool
-    ) -> None:
+    @in_time
+    def test_chunks_agree_with_the_whole_prompt(self, rng: np.random.Generator, device: str) -> None:
         case = make_case(rng, heads=3, kv_heads=3, rows=50, kv_dtype="f32")
         whole, magnitude = exact_attention(case, True)
         for first, rows in ((0, 23), (23, 27)):
             chunk = Case(**{**vars(case), "rows": rows, "position": first, "q": case.q[first : first + rows]})
-            out = flash(chunk, device, generic, causal=True)
+            out = flash(chunk, device, causal=True)
             assert_close(out, whole[first : first + rows], magnitude[first : first + rows], 114)
 
-    def test_single_row_at_position_zero_is_the_value(
-        self, rng: np.random.Generator, device: str, generic: bool
-    ) -> None:
+    @on_devices
+    def test_single_row_at_position_zero_is_the_value(self, rng: np.random.Generator, device: str) -> None:
         case = make_case(rng)
-        out = flash(case, device, generic, causal=True)
+        out = flash(case, device, causal=True)
         assert_close(out[0], np.repeat(case.v[:, 0].astype(np.float64), 3, axis=0), np.abs(out[0]), 4)
 
+    @in_time
     @pytest.mark.parametrize("head_length", [48, 128, 256])
-    def test_head_lengths(
-        self, rng: np.random.Generator, device: str, generic: bool, head_length: int
-    ) -> None:
+    def test_head_lengths(self, rng: np.random.Generator, device: str, head_length: int) -> None:
         tiles = (16, 16) if head_length == 256 else (32, 32)
         case = make_case(rng, heads=5, kv_heads=1, head_length=head_length, rows=18, position=9)
-        check(case, device, generic, causal=True, tiles=tiles)
+        check(case, device, causal=True, tiles=tiles)
 
+    @in_time
     @pytest.mark.parametrize("tiles", [(48, 16), (16, 64)])
     def test_tiles_of_other_shapes(
-        self, rng: np.random.Generator, device: str, generic: bool, tiles: tuple[int, int]
+        self, rng: np.random.Generator, device: str, tiles: tuple[int, int]
     ) -> None:
         case = make_case(rng, heads=8, kv_heads=1, rows=37, position=30)
-        check(case, device, generic, causal=True, tiles=tiles)
+        check(case, device, causal=True, tiles=tiles)
 
-    def test_block_of_two_waves(self, rng: np.random.Generator, device: str, generic: bool) -> None:
+    @in_time
+    def test_block_of_two_waves(self, rng: np.random.Generator, device: str) -> None:
         block = 128 if "gfx9" in device else 64
-        check(make_case(rng, rows=35, position=6), device, generic, causal=True, block=block)
+        check(make_case(rng, rows=35, position=6), device, causal=True, block=block)
 
-    def test_more_blocks_than_work(self, rng: np.random.Generator, device: str, generic: bool) -> None:
+    @in_time
+    def test_more_blocks_than_work(self, rng: np.random.Generator, device: str) -> None:
         case = make_case(rng, heads=2, kv_heads=2, rows=5)
-        check(case, device, generic, causal=True, blocks=(1, 7))
+        check(case, device, causal=True, blocks=(1, 7))

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from forgec.plan.stages import ElementwiseParams, KVAppendParams, MaskParams, ScaleParams
-from tests.kernels.harness import EVERY_DEVICE, State, assert_close, common, run_stage
+from tests.kernels.harness import EVERY_DEVICE, EVERY_DEVICE_IN_TIME, State, assert_close, common, run_stage
 
 on_devices = pytest.mark.parametrize("device", EVERY_DEVICE)
+in_time = pytest.mark.parametrize("device", EVERY_DEVICE_IN_TIME)
 
 
 def run_rows(params: ScaleParams | MaskParams, scores: np.ndarray, keys: int, device: str) -> np.ndarray:
@@ -27,19 +28,21 @@ def random_scores(rng: np.random.Generator, heads: int, rows: int, context: int)
     return rng.standard_normal((heads, rows, context)).astype(np.float32)
 
 
-@on_devices
 class TestScale:
+    @on_devices
     def test_random(self, rng: np.random.Generator, device: str) -> None:
         scores, factor = random_scores(rng, 3, 5, 71), float(rng.uniform(0.01, 2))
         y = run_rows(ScaleParams(*common(device), 3, 71, factor), scores, 71, device)
         np.testing.assert_array_equal(y, scores * np.float32(factor))
 
+    @in_time
     def test_keeps_infinities(self, rng: np.random.Generator, device: str) -> None:
         scores = random_scores(rng, 1, 2, 40)
         scores[0, 1, 3:9] = -np.inf
         y = run_rows(ScaleParams(*common(device), 1, 40, 0.125), scores, 40, device)
         np.testing.assert_array_equal(y, scores * np.float32(0.125))
 
+    @in_time
     def test_leaves_columns_behind_the_last_key_alone(self, rng: np.random.Generator, device: str) -> None:
         scores = random_scores(rng, 2, 3, 50)
         y = run_rows(ScaleParams(*common(device), 2, 50, 3.0), scores, 37, device)
@@ -47,26 +50,30 @@ class TestScale:
         assert (y[..., 37:] == 7).all()
 
 
-@on_devices
 class TestCausalMask:
+    @in_time
     def test_first_chunk(self, rng: np.random.Generator, device: str) -> None:
         scores = random_scores(rng, 3, 37, 37)
         expected = np.where(np.tril(np.ones((37, 37), bool)), scores, -np.inf)
         np.testing.assert_array_equal(masked(scores, 37, device), expected)
 
+    @on_devices
     def test_later_chunk(self, rng: np.random.Generator, device: str) -> None:
         scores = random_scores(rng, 2, 9, 60)
         visible = np.arange(60)[None, :] <= 51 + np.arange(9)[:, None]
         np.testing.assert_array_equal(masked(scores, 60, device), np.where(visible, scores, -np.inf))
 
+    @in_time
     def test_last_row_sees_everything(self, rng: np.random.Generator, device: str) -> None:
         scores = random_scores(rng, 1, 1, 83)
         np.testing.assert_array_equal(masked(scores, 83, device), scores)
 
+    @in_time
     def test_not_causal_hides_nothing(self, rng: np.random.Generator, device: str) -> None:
         scores = random_scores(rng, 2, 11, 23)
         np.testing.assert_array_equal(masked(scores, 23, device, causal=False), scores)
 
+    @in_time
     def test_hides_nan_and_infinity(self, rng: np.random.Generator, device: str) -> None:
         scores = random_scores(rng, 1, 4, 4)
         scores[0, 0, 1:] = [np.nan, np.inf, -np.inf]
@@ -74,40 +81,46 @@ class TestCausalMask:
         assert y[0, 0, 0] == scores[0, 0, 0]
         assert np.isneginf(y[0, 0, 1:]).all()
 
+    @in_time
     def test_leaves_columns_behind_the_last_key_alone(self, rng: np.random.Generator, device: str) -> None:
         y = masked(random_scores(rng, 2, 3, 50), 29, device)
         assert (y[..., 29:] == 7).all()
 
 
-@on_devices
 class TestElementwise:
     def run(self, op: str, rows: int, device: str, *given: np.ndarray, factor: float = 1.0) -> np.ndarray:
         params = ElementwiseParams(*common(device), op, given[0].shape[1], factor)
         arrays = {**dict(zip("ab", given, strict=False)), "y": np.full_like(given[0], np.nan)}
         return run_stage(params, arrays, state=State(rows=rows), device=device)["y"]
 
+    @in_time
     def test_add(self, rng: np.random.Generator, device: str) -> None:
         a, b = rng.standard_normal((2, 5, 577)).astype(np.float32)
         np.testing.assert_array_equal(self.run("add", 5, device, a, b), a + b)
 
+    @in_time
     def test_mul(self, rng: np.random.Generator, device: str) -> None:
         a, b = rng.standard_normal((2, 3, 1025)).astype(np.float32)
         np.testing.assert_array_equal(self.run("mul", 3, device, a, b), a * b)
 
+    @in_time
     def test_scale(self, rng: np.random.Generator, device: str) -> None:
         a = rng.standard_normal((4, 33)).astype(np.float32)
         np.testing.assert_array_equal(self.run("scale", 4, device, a, factor=-0.3), a * np.float32(-0.3))
 
+    @on_devices
     def test_silu(self, rng: np.random.Generator, device: str) -> None:
         a = (rng.standard_normal((2, 801)) * 8).astype(np.float32)
         exact = a.astype(np.float64)
         expected = exact / (1 + np.exp(-exact))
         assert_close(self.run("silu", 2, device, a), expected, np.abs(expected) * (1 + np.abs(exact)), 4)
 
+    @in_time
     def test_silu_of_extreme_values(self, device: str) -> None:
         a = np.array([[-1e4, -200.0, 0.0, 200.0, 1e4]], np.float32)
         np.testing.assert_array_equal(self.run("silu", 1, device, a), [[0, 0, 0, 200, 1e4]])
 
+    @in_time
     def test_rows_behind_the_last_are_left_alone(self, rng: np.random.Generator, device: str) -> None:
         a, b = rng.standard_normal((2, 7, 130)).astype(np.float32)
         y = self.run("add", 4, device, a, b)
@@ -115,7 +128,6 @@ class TestElementwise:
         np.testing.assert_array_equal(y[:4], (a + b)[:4])
 
 
-@on_devices
 class TestKVAppend:
     def run(
         self,
@@ -133,6 +145,7 @@ class TestKVAppend:
         arrays = {"k": k, "v": v, "k_cache": cache, "v_cache": cache.copy()}
         return k, v, run_stage(params, arrays, state=State(rows=rows, position=position), device=device)
 
+    @on_devices
     @pytest.mark.parametrize("kv_dtype", ["f16", "f32"])
     def test_rows_land_at_their_positions(self, rng: np.random.Generator, device: str, kv_dtype: str) -> None:
         rows, position = int(rng.integers(2, 9)), int(rng.integers(1, 30))
@@ -141,11 +154,13 @@ class TestKVAppend:
             expected = given.transpose(1, 0, 2).astype(after[name].dtype)
             np.testing.assert_array_equal(after[name][:, position : position + rows], expected)
 
+    @in_time
     def test_other_positions_are_left_alone(self, rng: np.random.Generator, device: str) -> None:
         after = self.run(rng, device, "f16", 5, 11)[2]
         for name in ("k_cache", "v_cache"):
             assert (np.delete(after[name], np.s_[11:16], axis=1) == -1).all()
 
+    @in_time
     def test_last_position_of_the_context(self, rng: np.random.Generator, device: str) -> None:
         k, _, after = self.run(rng, device, "f32", 1, 39, head_length=20)
         np.testing.assert_array_equal(after["k_cache"][:, 39], k[0])

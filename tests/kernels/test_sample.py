@@ -9,9 +9,10 @@ import pytest
 
 from forgec.plan.stages import SampleParams
 from forgec.reference.sampling import SamplerSettings, sample
-from tests.kernels.harness import EVERY_DEVICE, State, common, run_stage
+from tests.kernels.harness import EVERY_DEVICE, EVERY_DEVICE_IN_TIME, State, common, run_stage
 
 on_devices = pytest.mark.parametrize("device", EVERY_DEVICE)
+in_time = pytest.mark.parametrize("device", EVERY_DEVICE_IN_TIME)
 RING = 8
 
 
@@ -50,51 +51,58 @@ def random_settings(rng: np.random.Generator, top_k: int = 0, top_p: float = 1.0
     return SamplerSettings(float(rng.uniform(0.3, 2)), top_k, top_p, int(rng.integers(0, 1 << 63)) * 2 + 1)
 
 
-@on_devices
 class TestGreedy:
+    @in_time
     @pytest.mark.parametrize("vocab", [1, 2, 31, 257, 5003])
     def test_largest_logit(self, rng: np.random.Generator, device: str, vocab: int) -> None:
         logits = rng.standard_normal(vocab)
         assert check(logits, device, SamplerSettings()) == int(np.argmax(logits))
 
+    @on_devices
     def test_lowest_index_among_equals(self, rng: np.random.Generator, device: str) -> None:
         logits = rng.integers(0, 4, 3001).astype(np.float32)
         assert check(logits, device, SamplerSettings()) == int(np.flatnonzero(logits == 3)[0])
 
+    @in_time
     def test_both_zeros_are_equal(self, device: str) -> None:
         logits = np.full(700, -1.0)
         logits[[123, 456]] = [-0.0, 0.0]
         assert check(logits, device, SamplerSettings()) == 123
 
+    @in_time
     def test_nan_loses(self, rng: np.random.Generator, device: str) -> None:
         logits = rng.standard_normal(997)
         logits[rng.random(997) < 0.5] = np.nan
         logits[0], logits[601] = -np.nan, 1e30
         assert check(logits, device, SamplerSettings()) == 601
 
+    @in_time
     def test_infinities(self, device: str) -> None:
         logits = np.full(300, -np.inf)
         assert check(logits, device, SamplerSettings()) == 0
         logits[[70, 200]] = np.inf
         assert check(logits, device, SamplerSettings()) == 70
 
+    @in_time
     def test_all_nan_is_token_zero(self, device: str) -> None:
         for temperature in (0.0, 1.0):
             assert check(np.full(129, np.nan), device, SamplerSettings(temperature)) == 0
 
+    @in_time
     def test_last_of_a_long_vocabulary(self, rng: np.random.Generator, device: str) -> None:
         logits = rng.standard_normal(262_144)
         logits[-1] = 99
         assert check(logits, device, SamplerSettings()) == 262_143
 
 
-@on_devices
 class TestDraws:
+    @on_devices
     def test_temperature_alone(self, rng: np.random.Generator, device: str) -> None:
         logits, settings = rng.standard_normal(1003), random_settings(rng)
         tokens = {check(logits, device, settings, step) for step in range(12)}
         assert len(tokens) > 3
 
+    @on_devices
     @pytest.mark.parametrize("top_k", [1, 2, 40, 1002, 1003, 5000])
     def test_top_k(self, rng: np.random.Generator, device: str, top_k: int) -> None:
         logits = rng.standard_normal(1003)
@@ -102,29 +110,34 @@ class TestDraws:
             token = check(logits, device, random_settings(rng, top_k), step)
             assert np.count_nonzero(logits > logits[token]) < top_k
 
+    @on_devices
     @pytest.mark.parametrize("top_p", [1e-6, 0.1, 0.5, 0.9, 0.999999])
     def test_top_p(self, rng: np.random.Generator, device: str, top_p: float) -> None:
         logits = rng.standard_normal(1003) * 2
         for step in range(4):
             check(logits, device, random_settings(rng, top_p=top_p), step)
 
+    @on_devices
     def test_top_k_then_top_p(self, rng: np.random.Generator, device: str) -> None:
         logits = rng.standard_normal(1003)
         for step in range(8):
             top_k, top_p = int(rng.integers(1, 80)), float(rng.uniform(0.05, 1))
             check(logits, device, random_settings(rng, top_k, top_p), step)
 
+    @on_devices
     def test_ties_at_both_edges(self, rng: np.random.Generator, device: str) -> None:
         logits = rng.integers(0, 3, 1003).astype(np.float32)  # about 334 tokens at each level
         for step in range(8):
             top_k, top_p = int(rng.integers(1, 700)), float(rng.uniform(0.05, 1))
             check(logits, device, random_settings(rng, top_k, top_p), step)
 
+    @on_devices
     def test_equal_logits(self, rng: np.random.Generator, device: str) -> None:
         for step in range(4):
             token = check(np.full(1003, -7.5), device, random_settings(rng, 100, 0.5), step)
             assert token < 50
 
+    @on_devices
     def test_nan_and_infinite_logits(self, rng: np.random.Generator, device: str) -> None:
         logits = rng.standard_normal(1003)
         logits[rng.random(1003) < 0.3] = np.nan
@@ -135,19 +148,23 @@ class TestDraws:
         logits[[5, 600]] = np.inf
         assert check(logits, device, random_settings(rng)) in (5, 600)
 
+    @on_devices
     def test_large_logits(self, rng: np.random.Generator, device: str) -> None:
         check(rng.uniform(-1e4, 1e4, 1003), device, random_settings(rng))
 
+    @on_devices
     def test_extreme_temperatures(self, rng: np.random.Generator, device: str) -> None:
         logits = rng.standard_normal(1003)
         assert check(logits, device, SamplerSettings(1e-40)) == int(np.argmax(logits))
         check(logits, device, SamplerSettings(1e30, seed=7))
 
+    @in_time
     def test_long_vocabulary(self, rng: np.random.Generator, device: str) -> None:
         logits = rng.standard_normal(128_257) * 3
         check(logits, device, random_settings(rng, 50, 0.9))
         check(logits, device, random_settings(rng))
 
+    @in_time
     @pytest.mark.parametrize("block", [64, 192])
     def test_number_of_threads_does_not_matter(
         self, rng: np.random.Generator, device: str, block: int
@@ -156,8 +173,8 @@ class TestDraws:
         check(logits, device, settings, block=block)
 
 
-@on_devices
 class TestState:
+    @on_devices
     def test_advances(self, rng: np.random.Generator, device: str) -> None:
         logits = rng.standard_normal(333)
         before = State(rows=17, position=40, row=16, token=5, step=3, seed_lo=11, seed_hi=12)
@@ -168,11 +185,13 @@ class TestState:
         assert ring[3] == token
         assert (np.delete(ring, 3) == -1).all()
 
+    @in_time
     def test_ring_wraps(self, device: str) -> None:
         _, state, ring = draw(np.arange(9.0), device, State(step=2 * RING + 5))
         assert ring[5] == 8
         assert state.step == 2 * RING + 6
 
+    @in_time
     def test_draw_depends_on_step_and_seed(self, rng: np.random.Generator, device: str) -> None:
         logits = np.zeros(1003)
         state = State(temperature=1.0, step=9, seed_lo=3, seed_hi=4)
