@@ -6,6 +6,7 @@ nothing else; the driver itself compiles the PTX when a module is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
 from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_uint64, c_void_p
@@ -234,7 +235,9 @@ class CudaDriver:
             return
         try:
             self._try("cuStreamSynchronize", self._stream)
-            self._staging.close()
+            # After a fault every call fails, and the fault has been reported by the call that met it.
+            with contextlib.suppress(DeviceError):
+                self._staging.close()
             self._try("cuStreamDestroy_v2", self._stream)
         finally:
             self._try("cuDevicePrimaryCtxRelease_v2", self._device)

@@ -6,6 +6,7 @@ one packed buffer; nothing here packs a Python value.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
 from ctypes import c_size_t, c_void_p
@@ -249,9 +250,13 @@ class HipDriver:
         if self._closed:
             return
         self._closed = True
-        self._call("hipStreamSynchronize", self._stream)
-        self._staging.close()
-        self._call("hipStreamDestroy", self._stream)
+        # After a fault every call fails, and the fault has been reported by the call that met it.
+        with contextlib.suppress(DeviceError):
+            self._call("hipStreamSynchronize", self._stream)
+        with contextlib.suppress(DeviceError):
+            self._staging.close()
+        with contextlib.suppress(DeviceError):
+            self._call("hipStreamDestroy", self._stream)
 
     # What Staging asks for.
 

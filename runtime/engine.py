@@ -6,6 +6,7 @@ out. Knows positions and the KV cache, nothing of text: that is ``generate.py``.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -311,13 +312,16 @@ class Engine:
         if self._closed:
             return
         self._closed = True
+        driver = self._driver
         try:
-            for graph in self._graphs.values():
-                self._driver.graph_destroy(graph)
-            for module in self._modules:
-                self._driver.module_unload(module)
-            for address in self._allocated:
-                self._driver.free(address)
+            # After a fault every call fails, and the fault has been reported by the call that met it.
+            with contextlib.suppress(DeviceError):
+                for graph in self._graphs.values():
+                    driver.graph_destroy(graph)
+                for module in self._modules:
+                    driver.module_unload(module)
+                for address in self._allocated:
+                    driver.free(address)
         finally:
             self._driver.close()
             self._weights.close()

@@ -170,15 +170,34 @@ class EmulatedDriver:
         """
         self._check_alive()
         launch = Launch(function, grid, block, bytes(kernarg), lds)
+        self._check_launch(launch)
         if self._capture is None:
             self._run(launch)
         else:
-            function.ready.result()  # what cannot be translated is refused here, before anything runs
             self._capture.append(launch)
+
+    def _check_launch(self, launch: Launch) -> None:
+        """Refuse what can never run, before a graph holds it."""
+        kernel = launch.function.ready.result().kernel
+        limit = min(kernel.max_threads, self._target.max_threads)
+        if launch.grid < 1 or not 0 < launch.block <= limit:
+            raise DeviceError(
+                f"kernel '{kernel.name}' cannot run {launch.grid} blocks of {launch.block} threads",
+                f"it was compiled for 1 to {limit} threads a block",
+            )
+        if kernel.lds_size + launch.lds > self._target.lds_bytes:
+            raise DeviceError(
+                f"kernel '{kernel.name}' needs {kernel.lds_size + launch.lds} bytes of LDS, "
+                f"{self._target.name} has {self._target.lds_bytes}"
+            )
+        if len(launch.kernarg) < kernel.explicit_size:
+            raise DeviceError(
+                f"kernel '{kernel.name}' takes {kernel.explicit_size} bytes of arguments, "
+                f"found {len(launch.kernarg)}"
+            )
 
     def _run(self, launch: Launch) -> None:
         function = launch.function
-        function.ready.result()
         try:
             counters = self._device.launch(
                 function.module, function.symbol, launch.grid, launch.block, launch.kernarg, launch.lds
