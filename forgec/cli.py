@@ -18,7 +18,7 @@ import click
 
 import forgec
 from forgec.config import configure_logging, load_config
-from forgec.errors import ForgeError, UsageError
+from forgec.errors import ForgeError, GGUFError, UnsupportedModelError, UsageError, VerifyError
 
 __all__ = ["cli", "main", "print_error", "run"]
 
@@ -33,6 +33,13 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "report": ("report", "Registers, occupancy, instruction mix and roofline time of every kernel."),
     "bench": ("bench", "Measure prompt and generation speed of a package."),
     "golden": ("golden", "Record and check greedy tokens and logits."),
+}
+
+#: What to do about errors that come without advice of their own.
+DEFAULT_HINTS: Mapping[type[ForgeError], str] = {
+    GGUFError: "The file is damaged or incomplete: fetch or convert it again.",
+    UnsupportedModelError: "'forgec inspect' shows everything that stands in the way.",
+    VerifyError: "This is a defect of forgec; run again with --debug and report the traceback.",
 }
 
 
@@ -130,7 +137,7 @@ def print_error(message: str, hint: str = "") -> None:
 def _report(error: Exception) -> int:
     """Print an error and return its exit code."""
     if isinstance(error, ForgeError):
-        print_error(error.message, error.hint)
+        print_error(error.message, error.hint or DEFAULT_HINTS.get(type(error), ""))
         return error.exit_code
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()

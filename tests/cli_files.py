@@ -15,9 +15,14 @@ from typing import Any
 import pytest
 
 import forgec.cli
+from forgec.compiler import compile_model
+from forgec.config import load_config
+from forgec.plan.program import CompileOptions
+from forgec.toolchain import open_cache
 from tests.gguf_files import TinyModel
 
 ROOT = Path(__file__).resolve().parent.parent
+CPU = "x86-64-v3"
 #: A chat template as small as one can be.
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>"
@@ -56,7 +61,7 @@ def one_error(text: str) -> tuple[str, str]:
     """(message, hint) of standard error, which holds one error and nothing else."""
     first, _, rest = text.partition("\n")
     assert first.startswith("error: "), text
-    assert "Traceback" not in text and "error:" not in rest, text
+    assert "Traceback" not in text and "\nerror:" not in text, text
     assert rest == "" or (rest.startswith("hint: ") and rest.endswith("\n")), text
     return first.removeprefix("error: "), rest.removeprefix("hint: ").removesuffix("\n")
 
@@ -79,3 +84,10 @@ def tiny_model(path: Path, **changes: Any) -> Path:
     """A llama of two layers with a chat template, 128 tokens of context and Q8_0 weights."""
     changes = {"quant": "Q8_0", "metadata": {"tokenizer.chat_template": TEMPLATE}} | changes
     return TinyModel(**changes).write(path)
+
+
+def compiled(model: Path, arch: str, output: Path, math: str = "fast", kv: str = "f16") -> Path:
+    """A package of a model, its code from the user's compile cache."""
+    options = CompileOptions(math=math, context=None, kv_dtype=kv)
+    compile_model(model, arch, output, options, cache=open_cache(load_config())[0])
+    return output

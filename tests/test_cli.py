@@ -14,14 +14,8 @@ import pytest
 import forgec
 import forgec.cli
 from forgec.cli import COMMANDS, cli
-from forgec.compiler import compile_model
-from forgec.config import load_config
-from forgec.plan.program import CompileOptions
 from forgec.targets import target_names
-from forgec.toolchain import open_cache
-from tests.cli_files import Forgec, finish, one_error, start, tiny_model
-
-CPU = "x86-64-v3"
+from tests.cli_files import CPU, Forgec, compiled, finish, one_error, start, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def package(model: Path) -> Path:
-    output = model.parent / "tiny-cpu"
-    options = CompileOptions(math="exact", context=None, kv_dtype="f32")
-    compile_model(model, CPU, output, options, cache=open_cache(load_config())[0])
-    return output
+    return compiled(model, CPU, model.parent / "tiny-cpu", math="exact", kv="f32")
 
 
 @pytest.fixture
