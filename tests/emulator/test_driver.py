@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import random
 from collections.abc import Iterator
@@ -100,9 +101,9 @@ def test_out_of_memory_says_the_numbers(driver: Any, way: str) -> None:
     first = driver.malloc(48 << 20)
     with pytest.raises(ERRORS) as caught:
         driver.malloc(32 << 20)
-    numbers = (
-        ("33554432", "16777216 of 67108864") if way == "emulated" else ("32.0 MiB", "16.0 MiB of 64.0 MiB")
-    )
+    numbers = ("33554432", "16777216 of 67108864")
+    if way == "hip":
+        numbers = ("32.0 MiB", "16.0 MiB of 64.0 MiB")
     assert all(number in caught.value.message for number in numbers), caught.value.message
     driver.free(first)
     driver.free(driver.malloc(60 << 20))  # the failure cost nothing
@@ -163,20 +164,15 @@ def test_dynamic_lds(driver: Any) -> None:
 
 
 def test_images_that_do_not_load(driver: Any) -> None:
-    for data, name in (
-        (b"not a code object at all, and longer than a header" * 3, "hipErrorInvalidImage"),
-        (code("gfx942"), "hipErrorNoBinaryForGpu"),
+    text = b"not a code object at all, and longer than a header" * 3
+    for data, name, sentence in (
+        (text, "hipErrorInvalidImage", "starts with"),
+        (code("gfx942"), "hipErrorNoBinaryForGpu", "for gfx942, the device is gfx1100"),
     ):
         with pytest.raises(ERRORS) as caught:
             driver.load_module(data, "broken.hsaco")
         assert "broken.hsaco" in caught.value.message
-        if not isinstance(driver, EmulatedDriver):
-            assert name in caught.value.message
-        else:
-            assert (
-                "starts with" in caught.value.message
-                or "gfx942, the device is gfx1100" in caught.value.message
-            )
+        assert (sentence if isinstance(driver, EmulatedDriver) else name) in caught.value.message
     assert driver.load_module(code(), "good.hsaco")
 
 
@@ -231,11 +227,8 @@ def test_a_broken_capture_leaves_the_device_usable(driver: Any) -> None:
     address = put(driver, np.ones(4, np.float32))
     driver.graph_begin()
     with pytest.raises(ERRORS):
-        driver.launch(scale, 1, 4096, arguments(address, 4, 2.0)), driver.synchronize()
-    try:
-        driver.graph_destroy(driver.graph_end())
-    except ERRORS as error:
-        assert "Capture" in error.message
+        driver.launch(scale, 1, 4096, arguments(address, 4, 2.0))
+    driver.graph_destroy(driver.graph_end())
     driver.launch(scale, 1, 64, arguments(address, 4, 2.0))
     assert get(driver, address, np.zeros(4, np.float32)).tolist() == [2, 2, 2, 2]
 
@@ -274,8 +267,8 @@ def test_a_fault_loses_the_device(
         lambda: driver.download(address, bytearray(4)),
         lambda: driver.malloc(4),
         lambda: driver.launch(scale, 1, 64, arguments(address, 4, 1.0)),
-        lambda: driver.synchronize(),
-        lambda: driver.graph_begin(),
+        driver.synchronize,
+        driver.graph_begin,
     ):
         with pytest.raises(ERRORS) as later:
             call()
@@ -313,17 +306,13 @@ def test_opening_by_the_manifest() -> None:
 def test_checks_find_what_bounds_do_not() -> None:
     for opened, traps in ((open_emulated, False), (open_checked, True)):
         driver = opened(manifest("gfx1100", "gfx11"), {"package": Path(), "threads": 1, "index": 0})
+        append, nothing = function(driver, "append"), np.zeros(9, np.uint32)
         unwritten = driver.malloc(64)
-        driver.launch(
-            function(driver, "append"), 1, 64, arguments(put(driver, np.zeros(1, np.uint32)), unwritten, 5)
-        )
-        assert get(driver, unwritten, np.zeros(1, np.uint32)).tolist() == [5]
-        reads = function(driver, "append")
-        if traps:
-            with pytest.raises(EmulatorTrap):
-                driver.launch(reads, 1, 64, arguments(unwritten + 32, put(driver, np.zeros(9, np.uint32)), 5))
-        else:
-            driver.launch(reads, 1, 64, arguments(unwritten + 32, put(driver, np.zeros(9, np.uint32)), 5))
+        driver.launch(append, 1, 64, arguments(put(driver, nothing), unwritten, 5))
+        assert get(driver, unwritten, nothing[:1]).tolist() == [5]
+        # The count, from which an address is computed, was never written now.
+        with pytest.raises(EmulatorTrap) if traps else contextlib.nullcontext():
+            driver.launch(append, 1, 64, arguments(unwritten + 32, put(driver, nothing), 5))
         driver.close()
 
 

@@ -28,24 +28,47 @@ static f64 fp8_ocp(u32 b, int mantissa_bits, int bias) { /* the OCP forms of gfx
   return b & 0x80 ? -x : x;
 }
 
-/* Element `k` of the packed row that lane l holds in registers reg... */
-static f64 element(const Wave *w, int reg, u32 l, u32 k, int type, int sign, int ocp) {
+/* The elements that every lane holds in registers reg..., element k of lane l at out[k][l]. */
+static void decode(const Wave *w, int reg, u32 count, u32 type, int sign, int ocp, f64 out[][W]) {
   const U32 *v = w->v + reg;
-  u32 x;
-  switch (type) {
-    case E_F64: return as_f64((u64)v[2 * k][l] | (u64)v[2 * k + 1][l] << 32);
-    case E_F32: return as_f32(v[k][l]);
-    case E_F16: {
-      u16 h = (u16)(v[k / 2][l] >> 16 * (k & 1));
-      f16 f;
-      memcpy(&f, &h, 2);
-      return f;
+  for (u32 k = 0; k < count; ++k) {
+    F64 x;
+    switch (type) {
+      case E_F64: x = (F64)pair64(v[2 * k], v[2 * k + 1]); break;
+      case E_F32: x = CV((F32)v[k], F64); break;
+      case E_F16: x = CV(BC(F16, CV(v[k / 2] >> 16 * (k & 1), U16)), F64); break;
+      case E_BF16: x = CV((F32)((v[k / 2] >> 16 * (k & 1)) << 16), F64); break;
+      case E_I8: {
+        U32 b = v[k / 4] << (24 - 8 * (k & 3));
+        x = sign ? CV((I32)b >> 24, F64) : CV(b >> 24, F64);
+        break;
+      }
+      case E_I4: {
+        U32 b = v[k / 8] << (28 - 4 * (k & 7));
+        x = sign ? CV((I32)b >> 28, F64) : CV(b >> 28, F64);
+        break;
+      }
+      default:
+        for (u32 l = 0; l < W; ++l) {
+          u32 b = v[k / 4][l] >> 8 * (k & 3) & 255;
+          if (type == E_FP8) x[l] = ocp ? fp8_ocp(b, 3, 7) : fp8_value(b, 3, 8);
+          else x[l] = ocp ? fp8_ocp(b, 2, 15) : fp8_value(b, 2, 16);
+        }
     }
-    case E_BF16: return as_f32((u64)(u32)((v[k / 2][l] >> 16 * (k & 1)) << 16));
-    case E_I8: x = v[k / 4][l] >> 8 * (k & 3) & 255; return sign ? (i8)x : (f64)x;
-    case E_I4: x = v[k / 8][l] >> 4 * (k & 7) & 15; return sign ? (f64)((i32)(x << 28) >> 28) : (f64)x;
-    case E_FP8: x = v[k / 4][l] >> 8 * (k & 3) & 255; return ocp ? fp8_ocp(x, 3, 7) : fp8_value(x, 3, 8);
-    default: x = v[k / 4][l] >> 8 * (k & 3) & 255; return ocp ? fp8_ocp(x, 2, 15) : fp8_value(x, 2, 16);
+    memcpy(out[k], &x, sizeof x);
+  }
+}
+
+/* sums[row][column] of m * m products of length k; a and b are [k][row]. */
+static void products(u32 m, u32 k_total, const f64 *a, const f64 *b, f64 *sums) {
+  for (u32 row = 0; row < m; ++row) {
+    f64 *s = sums + row * m;
+    for (u32 c = 0; c < m; ++c) s[c] = 0;
+    for (u32 k = 0; k < k_total; ++k) {
+      f64 x = a[k * m + row];
+      const f64 *y = b + k * m;
+      for (u32 c = 0; c < m; ++c) s[c] += x * y[c];
+    }
   }
 }
 
@@ -68,28 +91,29 @@ static i32 int_result(i64 x, int clamp) {
  * 64 negate A hi, 128 negate B hi, 256 negate C, 512 absolute C. c < 0: every element of C is c_const. */
 void emu_wmma(Wave *w, int op, int d, int a, int b, int c, u64 c_const, int flags) {
   int ta = op & 15, tb = op >> 4 & 15, td = op >> 8 & 15, gfx12 = op >> 20 & 1, floats = ta != E_I8 && ta != E_I4;
-  u32 k_total = op >> 12 & 255;
-  static __thread f64 ea[2][16][32], eb[2][16][32];
-  for (u32 l = 0; l < 32; ++l) {
-    u32 half = l / 16, i = l & 15, n = gfx12 ? k_total / 2 : k_total, k0 = gfx12 ? half * n : 0, copy = gfx12 ? 0 : half;
-    for (u32 k = 0; k < n; ++k) {
-      f64 x = element(w, a, l, k, ta, flags & 1, 1), y = element(w, b, l, k, tb, flags >> 1 & 1, 1);
-      if (floats && flags >> (k & 1 ? 6 : 4) & 1) x = -x;
-      if (floats && flags >> (k & 1 ? 7 : 5) & 1) y = -y;
-      ea[copy][i][k0 + k] = x;
-      eb[copy][i][k0 + k] = y;
+  u32 k_total = op >> 12 & 255, held = gfx12 ? k_total / 2 : k_total;
+  static __thread f64 da[64][W], db[64][W], ea[64 * 16], eb[64 * 16], sums[16 * 16];
+  decode(w, a, held, (u32)ta, flags & 1, 1, da);
+  decode(w, b, held, (u32)tb, flags >> 1 & 1, 1, db);
+  for (u32 k = 0; k < k_total; ++k) {
+    /* gfx11 holds every row twice, gfx12 splits K between the halves of the wave */
+    u32 lanes = gfx12 ? 16 * (k / held) : 0, at = k % held;
+    f64 sa = floats && flags >> (at & 1 ? 6 : 4) & 1 ? -1 : 1, sb = floats && flags >> (at & 1 ? 7 : 5) & 1 ? -1 : 1;
+    for (u32 i = 0; i < 16; ++i) {
+      ea[k * 16 + i] = sa * da[at][lanes + i];
+      eb[k * 16 + i] = sb * db[at][lanes + i];
     }
   }
+  products(16, k_total, ea, eb, sums);
   U32 out[8];
   int packed = td == E_F16 || td == E_BF16;
   for (u32 r = 0; r < 8; ++r) {
     u32 reg = packed && gfx12 ? r / 2 : r, shift = packed ? (gfx12 ? 16 * (r & 1) : flags & 8 ? 16 : 0) : 0;
     if (!(packed && gfx12 && r & 1)) out[reg] = packed ? w->v[d + (i32)reg] : SPLAT(U32, 0);
     for (u32 l = 0; l < 32; ++l) {
-      u32 half = l / 16, col = l & 15, row = gfx12 ? r + 8 * half : 2 * r + half, copy = gfx12 ? 0 : half;
+      u32 half = l / 16, col = l & 15, row = gfx12 ? r + 8 * half : 2 * r + half;
       u32 raw = c < 0 ? (u32)c_const : w->v[c + (i32)reg][l];
-      f64 sum = 0;
-      for (u32 k = 0; k < k_total; ++k) sum += ea[copy][row][k] * eb[copy][col][k];
+      f64 sum = sums[row * 16 + col];
       if (!floats) {
         out[reg][l] = (u32)int_result((i64)sum + (i64)(i32)raw, flags >> 2 & 1);
         continue;
@@ -126,7 +150,10 @@ void emu_mfma(Wave *w, int op, int d, int a, int b, int c, u64 c_const, int flag
   u32 ta = op & 15, tb = op >> 4 & 15, m = op >> 8 & 255, blocks = op >> 16 & 255, per_lane = op >> 24 & 127;
   u32 groups = 64 / (m * blocks), k_total = per_lane * groups;
   int ints = ta == E_I8, wide = ta == E_F64;
-  static __thread f64 ea[16][32][64], eb[16][32][64];
+  static __thread f64 da[64][W], db[64][W], ea[16][64 * 32], eb[16][64 * 32], sums[16][32 * 32];
+  decode(w, a, per_lane, ta, 1, flags & 1, da);
+  decode(w, b, per_lane, tb, 1, flags & 1, db);
+  if (wide && m == 4) k_total = 4;
   for (u32 l = 0; l < W; ++l) {
     u32 i = l % m, group = l / m % groups, block = l / (m * groups);
     if (wide && m == 4) { /* 4x4x4 in 4 blocks: k is the highest lane field */
@@ -134,11 +161,11 @@ void emu_mfma(Wave *w, int op, int d, int a, int b, int c, u64 c_const, int flag
       group = l / 16;
     }
     for (u32 k = 0; k < per_lane; ++k) {
-      ea[block][i][group * per_lane + k] = element(w, a, l, k, (int)ta, 1, flags & 1);
-      eb[block][i][group * per_lane + k] = element(w, b, l, k, (int)tb, 1, flags & 1);
+      ea[block][(group * per_lane + k) * m + i] = da[k][l];
+      eb[block][(group * per_lane + k) * m + i] = db[k][l];
     }
   }
-  if (wide && m == 4) k_total = 4;
+  for (u32 block = 0; block < blocks; ++block) products(m, k_total, ea[block], eb[block], sums[block]);
   u32 per_block = m == 32 ? 16 : wide && m == 4 ? 1 : 4, n = m == 4 ? per_block : per_block * blocks;
   static __thread U32 out[32];
   for (u32 r = 0; r < n; ++r) {
@@ -147,8 +174,7 @@ void emu_mfma(Wave *w, int op, int d, int a, int b, int c, u64 c_const, int flag
       if (m == 32) row = 8 * (q / 4) + 4 * (l / 32) + q % 4;
       else if (m == 16) row = wide ? l / 16 + 4 * q : 4 * (l / 16) + q;
       else row = wide ? l / 16 : q;
-      f64 sum = 0;
-      for (u32 k = 0; k < k_total; ++k) sum += ea[block][row][k] * eb[block][col][k];
+      f64 sum = sums[block][row * m + col];
       if (wide) {
         f64 base = c < 0 ? as_f64(c_const) : as_f64((u64)w->v[c + (i32)(2 * r)][l] | (u64)w->v[c + (i32)(2 * r) + 1][l] << 32);
         u64 x = bits_f64(base + sum);

@@ -1,0 +1,154 @@
+"""WMMA and MFMA tiles against float64 products, with the operand layouts of the ISA documents."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from forgec.emulator import Device
+from tests.emulator.build import build
+
+Array = np.ndarray[Any, Any]
+
+
+def run(arch: str, builtin: str, vectors: tuple[str, str, str], a: Array, b: Array, c: Array, result_bytes: int, tail: str = "") -> bytes:
+    """Launch one wave that feeds per-lane registers to a builtin; a, b, c are [lane, bytes]."""
+    wave = a.shape[0]
+    va, vb, vc = vectors
+    text = f"""
+    typedef _Float16 half; typedef short i16; typedef int i32;
+    {''.join(f'typedef {v.split("x")[0]} V{i} __attribute__((ext_vector_type({v.split("x")[1]})));' if int(v.split("x")[1]) > 1 else f'typedef {v.split("x")[0]} V{i};' for i, v in enumerate((va, vb, vc)))}
+    KERNEL BLOCK({wave}) void tile(const V0* a, const V1* b, const V2* c, V2* d) {{
+      u32 t = lane_id();
+      d[t] = {builtin.replace("A", "a[t]").replace("B", "b[t]").replace("C", "c[t]")};
+    }}"""
+    code, listing = build(text, arch)
+    device = Device(arch)
+    pointers = [device.upload(np.ascontiguousarray(x)) for x in (a, b, c)] + [device.malloc(wave * result_bytes)]
+    device.launch(device.load(code, listing), "tile", 1, wave, struct.pack("<QQQQ", *pointers))
+    return device.read_bytes(pointers[3], wave * result_bytes)
+
+
+def bf16(x: Array) -> Array:
+    return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def wide(x: Array) -> Array:
+    return (x.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def operands(rng: np.random.Generator, kind: str, rows: int, k: int) -> tuple[Array, Array]:
+    """(stored, float64 value) of a random [rows, k] operand."""
+    if kind == "i8":
+        x = rng.integers(-128, 128, (rows, k)).astype(np.int8)
+        return x, x.astype(np.float64)
+    x = rng.standard_normal((rows, k))
+    if kind == "bf16":
+        return bf16(x), wide(bf16(x))
+    stored = x.astype({"f16": np.float16, "f32": np.float32, "f64": np.float64}[kind])
+    return stored, stored.astype(np.float64)
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16", "u8", "i8", "i4"])
+def test_wmma_gfx11(kind: str) -> None:
+    """RDNA3 7.9: lane l holds row (column) l mod 16 of A (B); result register r of lane l is row 2 r + l / 16."""
+    rng = np.random.default_rng()
+    lanes = np.arange(32)
+    if kind in ("u8", "i8", "i4"):
+        lo, hi = {"u8": (0, 256), "i8": (-128, 128), "i4": (-8, 8)}[kind]
+        a, b = rng.integers(lo, hi, (16, 16)), rng.integers(lo, hi, (16, 16))
+        c = rng.integers(-1000, 1000, (16, 16)).astype(np.int32)
+        pack: Callable[[Array], Array] = lambda x: (  # noqa: E731
+            ((x[:, 0::2] & 15) | (x[:, 1::2] & 15) << 4).astype(np.uint8) if kind == "i4" else x.astype(np.uint8)
+        )
+        sign = "false" if kind == "u8" else "true"
+        builtin = f"__builtin_amdgcn_wmma_i32_16x16x16_iu{4 if kind == 'i4' else 8}_w32({sign}, A, {sign}, B, C, false)"
+        vectors = ("intx2", "intx2", "intx8") if kind == "i4" else ("intx4", "intx4", "intx8")
+        sa, sb = pack(a), pack(b)
+    else:
+        (sa, a), (sb, b) = operands(rng, kind, 16, 16), operands(rng, kind, 16, 16)
+        c = rng.standard_normal((16, 16)).astype(np.float32)
+        builtin = f"__builtin_amdgcn_wmma_f32_16x16x16_{kind}_w32(A, B, C)"
+        vectors = ("halfx16", "halfx16", "floatx8") if kind == "f16" else ("i16x16", "i16x16", "floatx8")
+    registers = np.stack([c[2 * r + lanes // 16, lanes % 16] for r in range(8)], 1)
+    raw = run("gfx1100", builtin, vectors, sa[lanes % 16], sb[lanes % 16], registers, 32)
+    got = np.frombuffer(raw, c.dtype).reshape(32, 8)
+    d = a.astype(np.float64) @ b.astype(np.float64).T + c
+    expected = np.stack([d[2 * r + lanes // 16, lanes % 16] for r in range(8)], 1)
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["f16", "i8"])
+def test_wmma_gfx12(kind: str) -> None:
+    """RDNA4 7.9: K is split between the halves of the wave; result register r of lane l is row r + 8 (l / 16)."""
+    rng = np.random.default_rng()
+    lanes = np.arange(32)
+    (sa, a), (sb, b) = operands(rng, kind, 16, 16), operands(rng, kind, 16, 16)
+    if kind == "f16":
+        c: Array = rng.standard_normal((16, 16)).astype(np.float32)
+        builtin, vectors = "__builtin_amdgcn_wmma_f32_16x16x16_f16_w32_gfx12(A, B, C)", ("halfx8", "halfx8", "floatx8")
+    else:
+        c = rng.integers(-1000, 1000, (16, 16)).astype(np.int32)
+        builtin, vectors = "__builtin_amdgcn_wmma_i32_16x16x16_iu8_w32_gfx12(true, A, true, B, C, false)", ("intx2", "intx2", "intx8")
+    halves = [s.reshape(16, 2, 8)[lanes % 16, lanes // 16] for s in (sa, sb)]
+    registers = np.stack([c[r + 8 * (lanes // 16), lanes % 16] for r in range(8)], 1)
+    raw = run("gfx1201", builtin, vectors, halves[0], halves[1], registers, 32)
+    d = a @ b.T + c
+    expected = np.stack([d[r + 8 * (lanes // 16), lanes % 16] for r in range(8)], 1)
+    np.testing.assert_allclose(np.frombuffer(raw, c.dtype).reshape(32, 8), expected, rtol=1e-6, atol=1e-6)
+
+
+# name: (size, blocks, elements a lane holds, kind, vector type of A and B, chips)
+MFMA = {
+    "f32_16x16x16f16": (16, 1, 4, "f16", "halfx4", "gfx90a gfx942"),
+    "f32_32x32x8f16": (32, 1, 4, "f16", "halfx4", "gfx942"),
+    "f32_32x32x4f16": (32, 2, 4, "f16", "halfx4", "gfx942"),
+    "f32_16x16x4f16": (16, 4, 4, "f16", "halfx4", "gfx942"),
+    "f32_4x4x4f16": (4, 16, 4, "f16", "halfx4", "gfx942"),
+    "f32_16x16x16bf16_1k": (16, 1, 4, "bf16", "i16x4", "gfx90a gfx942"),
+    "f32_32x32x8bf16_1k": (32, 1, 4, "bf16", "i16x4", "gfx942"),
+    "f32_16x16x4f32": (16, 1, 1, "f32", "floatx1", "gfx942"),
+    "f32_32x32x2f32": (32, 1, 1, "f32", "floatx1", "gfx942"),
+    "f32_32x32x1f32": (32, 2, 1, "f32", "floatx1", "gfx942"),
+    "i32_16x16x16i8": (16, 1, 4, "i8", "intx1", "gfx90a"),
+    "i32_16x16x32_i8": (16, 1, 8, "i8", "longx1", "gfx942"),
+    "i32_32x32x16_i8": (32, 1, 8, "i8", "longx1", "gfx942"),
+    "f64_16x16x4f64": (16, 1, 1, "f64", "doublex1", "gfx90a gfx942"),
+}
+
+
+@pytest.mark.parametrize("name", MFMA)
+def test_mfma(name: str) -> None:
+    """CDNA3 7.1.4: lane l holds row l mod M; groups of lanes hold consecutive runs of K, or further blocks."""
+    size, blocks, held, kind, vector, chips = MFMA[name]
+    rng = np.random.default_rng()
+    lanes = np.arange(64)
+    groups = 64 // (size * blocks)
+    k = held * groups
+    stored, values = zip(*(operands(rng, kind, blocks * size, k) for _ in range(2)), strict=True)
+    group, block = lanes // size % groups, lanes // (size * groups)
+    registers = [s.reshape(blocks, size, groups, held)[block, lanes % size, group] for s in stored]
+    count = {32: 16 * blocks, 16: 4 * blocks, 4: 4}[size]
+    dtype = np.float64 if kind == "f64" else np.int32 if kind == "i8" else np.float32
+    c = (rng.standard_normal((blocks, size, size)) * 10).astype(dtype)
+    r = np.arange(count)
+    if size == 32:
+        where = [(r // 16)[None], 8 * (r % 16 // 4)[None] + 4 * (lanes // 32)[:, None] + (r % 4)[None], (lanes % 32)[:, None]]
+    elif size == 16 and kind == "f64":
+        where = [np.zeros((1, 1), int), (lanes // 16)[:, None] + 4 * r[None], (lanes % 16)[:, None]]
+    elif size == 16:
+        where = [(r // 4)[None], 4 * (lanes // 16)[:, None] + (r % 4)[None], (lanes % 16)[:, None]]
+    else:
+        where = [(lanes // 4)[:, None], r[None], (lanes % 4)[:, None]]
+    index = tuple(np.broadcast_arrays(*where))
+    product = np.einsum("bik,bjk->bij", values[0].reshape(blocks, size, k), values[1].reshape(blocks, size, k))
+    expected = (product + c)[index]
+    element = {"f64": "double", "i8": "int"}.get(kind, "float")
+    for arch in chips.split():
+        builtin = f"__builtin_amdgcn_mfma_{name}(A, B, C, 0, 0, 0)"
+        raw = run(arch, builtin, (vector, vector, f"{element}x{count}"), registers[0], registers[1], c[index], count * np.dtype(dtype).itemsize)
+        np.testing.assert_allclose(np.frombuffer(raw, dtype).reshape(64, count), expected, rtol=2e-6, atol=1e-5)
