@@ -42,6 +42,16 @@ def check(case: Case, device: str, causal: bool, **options: object) -> None:
     assert_close(out, expected, magnitude, case.keys + case.head_length)
 
 
+@pytest.mark.parametrize("head_length", [64, 36, 100])
+@pytest.mark.parametrize("tiles", [(32, 64), (16, 48)])
+def test_widest_vectors_of_this_machine(
+    rng: np.random.Generator, head_length: int, tiles: tuple[int, int]
+) -> None:
+    rows, position = (int(n) for n in rng.integers(1, 90, 2))
+    case = make_case(rng, rows=rows, position=position, head_length=head_length)
+    check(case, "cpu-native", causal=bool(rng.integers(0, 2)), tiles=tiles)
+
+
 def test_common_template_on_the_cpu(rng: np.random.Generator) -> None:
     check(make_case(rng, rows=11, position=7), "cpu", causal=True, tiles=(4, 8))
 
