@@ -1,7 +1,8 @@
-"""Device memory: allocations inside one reserved range of host addresses, with gaps between them and a shadow.
+"""Device memory: allocations inside one reserved range of host addresses, with gaps between them and a
+shadow.
 
-A device address is a host address, so translated kernels dereference it after a bounds check against the table of
-allocations. The shadow has one byte per byte of memory: 1 once written. It never runs anything.
+A device address is a host address, so translated kernels dereference it after a bounds check against the
+table of allocations. The shadow has one byte per byte of memory: 1 once written. It never runs anything.
 """
 
 from __future__ import annotations
@@ -63,12 +64,15 @@ class Arena:
         size = max(size, 1)
         if self.used + size > self.capacity:
             raise DeviceError(
-                f"out of device memory: {size} bytes asked, {self.capacity - self.used} of {self.capacity} left",
+                f"out of device memory: {size} bytes asked,"
+                f" {self.capacity - self.used} of {self.capacity} left",
                 "free buffers, or create the device with more memory",
             )
         address = self._next
         if address + size + _GAP > self.limit:
-            raise DeviceError("the emulated device has handed out its whole address range", "create a new device")
+            raise DeviceError(
+                "the emulated device has handed out its whole address range", "create a new device"
+            )
         end = address + size
         self._next = (end + _GAP + _PAGE - 1) // _PAGE * _PAGE
         self._live[address] = (size, READ_ONLY if read_only else 0)
@@ -78,7 +82,8 @@ class Arena:
         return address
 
     def free(self, address: int) -> None:
-        """Return an allocation; its addresses are remembered, so that a later use is told apart from a stray one.
+        """Return an allocation; its addresses are remembered, so that a later use is told apart from a stray
+        one.
 
         Raises:
             DeviceError: not the start of a live allocation.
@@ -145,7 +150,8 @@ class Arena:
             np.frombuffer(self._shadow, np.uint8, size, at)[:] = 1 if written else 0
 
     def first_unwritten(self, address: int, size: int) -> int | None:
-        """Offset of the first byte of the range that nobody ever wrote, None if all were (or nothing is known)."""
+        """Offset of the first byte of the range that nobody ever wrote, None if all were (or nothing is
+        known)."""
         if self._shadow is None or size == 0:
             return None
         shadow = np.frombuffer(self._shadow, np.uint8, size, address - self.base)

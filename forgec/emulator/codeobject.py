@@ -1,7 +1,7 @@
 """An AMD GPU code object (ELF bytes) in, its kernels, memory image and symbols out.
 
-Reads the ELF, the kernel descriptors and the msgpack metadata (code object versions 4 to 6). It never decodes an
-instruction and never allocates device memory.
+Reads the ELF, the kernel descriptors and the msgpack metadata (code object versions 4 to 6). It never
+decodes an instruction and never allocates device memory.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class Relocation:
-    """A 64-bit word at ``offset`` that receives ``addend`` plus the address of ``symbol`` (or the load base)."""
+    """A 64-bit word at ``offset`` that receives ``addend`` plus the address of ``symbol`` (or the load
+    base)."""
 
     offset: int
     addend: int
@@ -62,7 +63,8 @@ class Relocation:
 
 @dataclass(frozen=True)
 class KernelArgument:
-    """One entry of the metadata's ``.args``: byte offset and size in the kernarg segment, and its value kind."""
+    """One entry of the metadata's ``.args``: byte offset and size in the kernarg segment, and its value
+    kind."""
 
     name: str
     offset: int
@@ -116,7 +118,7 @@ class CodeObject:
 
 def _metadata(elf: ELFFile) -> dict[str, object]:
     for segment in elf.iter_segments("PT_NOTE"):
-        for note in segment.iter_notes():
+        for note in segment.iter_notes():  # type: ignore[attr-defined,unused-ignore]
             if note["n_type"] in (NT_AMDGPU_METADATA, "NT_AMDGPU_METADATA") or note["n_name"] == "AMDGPU":
                 desc = note["n_descdata"]
                 raw = desc if isinstance(desc, bytes) else bytes(desc)
@@ -152,12 +154,12 @@ def _relocations(elf: ELFFile) -> tuple[Relocation, ...]:
         if section is None:
             continue
         symbols = elf.get_section(section["sh_link"])
-        for r in section.iter_relocations():
+        for r in section.iter_relocations():  # type: ignore[attr-defined,unused-ignore]
             kind = r["r_info_type"]
             if kind == R_AMDGPU_RELATIVE64:
                 found.append(Relocation(r["r_offset"], r["r_addend"]))
             elif kind == R_AMDGPU_ABS64:
-                symbol = symbols.get_symbol(r["r_info_sym"])
+                symbol = symbols.get_symbol(r["r_info_sym"])  # type: ignore[attr-defined,unused-ignore]
                 if symbol["st_shndx"] == "SHN_UNDEF":
                     raise DeviceError(f"the code object leaves symbol '{symbol.name}' undefined")
                 found.append(Relocation(r["r_offset"], r["r_addend"] + symbol["st_value"]))
@@ -228,7 +230,7 @@ def parse_code_object(image: bytes) -> CodeObject:
         table = elf.get_section_by_name(".symtab") or elf.get_section_by_name(".dynsym")
         symbols: dict[str, tuple[int, int]] = {}
         functions: dict[str, tuple[int, int]] = {}
-        for s in table.iter_symbols() if table else ():
+        for s in table.iter_symbols() if table else ():  # type: ignore[attr-defined,unused-ignore]
             if s["st_shndx"] == "SHN_UNDEF" or not s.name:
                 continue
             symbols[s.name] = (s["st_value"], s["st_size"])
@@ -241,7 +243,7 @@ def parse_code_object(image: bytes) -> CodeObject:
         def read(address: int, count: int) -> bytes:
             for segment in segments:
                 start = address - segment.address
-                if 0 <= start and start + count <= len(segment.data):
+                if start >= 0 and start + count <= len(segment.data):
                     return segment.data[start : start + count]
             raise DeviceError(f"the code object has no bytes at virtual address {address:#x}")
 

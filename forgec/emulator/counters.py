@@ -1,4 +1,5 @@
-"""What a launch did: dynamic instruction counts and bytes, from segment executions times static instruction lists."""
+"""What a launch did: dynamic instruction counts and bytes, from segment executions times static instruction
+lists."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ __all__ = ["Counters", "SiteCounter", "StaticCounts", "collect", "static_counts"
 
 @dataclass(frozen=True)
 class SiteCounter:
-    """Memory behaviour of one instruction (only with profiling): 128-byte lines touched against lines needed."""
+    """Memory behaviour of one instruction (only with profiling): 128-byte lines touched against lines
+    needed."""
 
     address: int
     text: str
@@ -33,7 +35,8 @@ class SiteCounter:
 
 @dataclass(frozen=True)
 class Counters:
-    """Totals of one launch. Instructions are issues of a wave; lane instructions count active lanes; bytes are bytes."""
+    """Totals of one launch. Instructions are issues of a wave; lane instructions count active lanes; bytes
+    are bytes."""
 
     kernel: str
     instructions: int = 0
@@ -56,12 +59,15 @@ class Counters:
 
 def _space(ins: Instruction) -> str:
     head = ins.mnemonic.split("_")[0]
-    return {"global": "global", "flat": "global", "buffer": "global", "scratch": "scratch", "ds": "lds"}.get(head, "")
+    return {"global": "global", "flat": "global", "buffer": "global", "scratch": "scratch", "ds": "lds"}.get(
+        head, ""
+    )
 
 
 @dataclass(frozen=True)
 class StaticCounts:
-    """What one execution of each segment adds, [segments, columns]: by execution, by active lane, by mnemonic.
+    """What one execution of each segment adds, [segments, columns]: by execution, by active lane, by
+    mnemonic.
 
     Sums are formed in float64, which is exact up to 2**53.
     """

@@ -1,7 +1,7 @@
 """The emulated device: memory, modules, launches. Code objects in, results and counters out.
 
-This is the surface that kernel tests and the runtime driver use. Everything is synchronous: a launch returns when its
-last workgroup ended, with its counters, or raises the trap that stopped it.
+This is the surface that kernel tests and the runtime driver use. Everything is synchronous: a launch returns
+when its last workgroup ended, with its counters, or raises the trap that stopped it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from forgec.emulator.arena import Arena
 from forgec.emulator.codeobject import CodeObject, Kernel, parse_code_object
 from forgec.emulator.counters import Counters, static_counts
 from forgec.emulator.disassembly import disassemble
-from forgec.emulator.launch import CompiledKernel, LaunchShape, RunOptions, dispatch_packet, kernarg_bytes, run_launch
+from forgec.emulator.launch import (
+    CompiledKernel,
+    LaunchShape,
+    RunOptions,
+    dispatch_packet,
+    kernarg_bytes,
+    run_launch,
+)
 from forgec.emulator.native import compile_kernel
 from forgec.emulator.translate import RawInstruction, translate
 from forgec.errors import DeviceError
@@ -51,7 +58,9 @@ class Module:
             DeviceError: no such symbol.
         """
         if name not in self.code.symbols:
-            raise DeviceError(f"the code object has no symbol '{name}'", f"it has {', '.join(sorted(self.code.symbols))}")
+            raise DeviceError(
+                f"the code object has no symbol '{name}'", f"it has {', '.join(sorted(self.code.symbols))}"
+            )
         address, size = self.code.symbols[name]
         return self.base + address, size
 
@@ -59,11 +68,12 @@ class Module:
 class Device:
     """One emulated GPU.
 
-    ``arch`` names the chip (``gfx1100``, ``gfx942`` …), ``threads`` the CPU threads that share a launch. ``seed``
-    makes waves and workgroups interleave at random, reproducibly. ``checks`` turns on the traps that need shadow state
-    (uninitialised values, missing waits, LDS races) and costs about three times the time; bounds are always checked.
-    ``strict_alignment`` 1 traps on dword accesses below 4-byte alignment, 2 on every access below its own size.
-    ``memory`` is the capacity in bytes; ``timeout`` the seconds a launch may take.
+    ``arch`` names the chip (``gfx1100``, ``gfx942`` …), ``threads`` the CPU threads that share a launch.
+    ``seed`` makes waves and workgroups interleave at random, reproducibly. ``checks`` turns on the traps
+    that need shadow state (uninitialised values, missing waits, LDS races) and costs about three times the
+    time; bounds are always checked. ``strict_alignment`` 1 traps on dword accesses below 4-byte alignment, 2
+    on every access below its own size. ``memory`` is the capacity in bytes; ``timeout`` the seconds a launch
+    may take.
     """
 
     def __init__(
@@ -100,7 +110,11 @@ class Device:
 
     def write(self, pointer: int, data: bytes | bytearray | memoryview | npt.NDArray[np.generic]) -> None:
         """Copy host bytes (an array of any dtype, C order) to the device."""
-        raw = np.ascontiguousarray(data).view(np.uint8).reshape(-1) if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
+        raw = (
+            np.ascontiguousarray(data).view(np.uint8).reshape(-1)
+            if isinstance(data, np.ndarray)
+            else np.frombuffer(data, np.uint8)
+        )
         if not raw.size:
             return
         self.arena.check(pointer, raw.size)
@@ -124,7 +138,8 @@ class Device:
         """Copy ``count`` elements of ``dtype`` from the device.
 
         Raises:
-            DeviceError: outside an allocation, or (with checks) bytes that neither host nor kernel ever wrote.
+            DeviceError: outside an allocation, or (with checks) bytes that neither host nor kernel ever
+            wrote.
         """
         kind = np.dtype(dtype)
         raw = self.read_bytes(pointer, kind.itemsize * count, allow_unwritten=allow_unwritten)
@@ -151,14 +166,17 @@ class Device:
     # ---- modules ----
 
     def load(self, code_object: bytes, assembly: str | None = None) -> Module:
-        """Load a linked code object; ``assembly`` is the compiler's listing of the same code (see disassembly.py).
+        """Load a linked code object; ``assembly`` is the compiler's listing of the same code (see
+        disassembly.py).
 
         Raises:
             DeviceError: not a code object, for another architecture, or with unresolved symbols.
         """
         code = parse_code_object(bytes(code_object))
         if code.arch != self.arch:
-            raise DeviceError(f"the code object is for {code.arch}, the device is {self.arch}", "compile for this device")
+            raise DeviceError(
+                f"the code object is for {code.arch}, the device is {self.arch}", "compile for this device"
+            )
         size = max(s.address + s.size for s in code.segments)
         base = self.arena.allocate(size)
         self.arena.mark(base, size)
@@ -210,7 +228,8 @@ class Device:
         kernarg: bytes,
         dynamic_lds: int = 0,
     ) -> Counters:
-        """Run ``symbol`` over ``grid`` blocks of ``block`` threads with the explicit argument bytes; wait for the end.
+        """Run ``symbol`` over ``grid`` blocks of ``block`` threads with the explicit argument bytes; wait
+        for the end.
 
         Raises:
             DeviceError: no such kernel, an illegal shape, too few argument bytes.
@@ -235,16 +254,18 @@ class Device:
     def _check_shape(self, kernel: Kernel, shape: LaunchShape) -> None:
         threads = shape.block[0] * shape.block[1] * shape.block[2]
         if min(shape.grid) < 1 or threads < 1:
-            raise DeviceError(f"kernel '{kernel.name}' cannot run over grid {shape.grid} and block {shape.block}")
+            raise DeviceError(
+                f"kernel '{kernel.name}' cannot run over grid {shape.grid} and block {shape.block}"
+            )
         if threads > min(kernel.max_threads, _MAX_THREADS):
             raise DeviceError(
-                f"kernel '{kernel.name}' was compiled for at most {kernel.max_threads} threads a block, found {threads}"
+                f"kernel '{kernel.name}' was compiled for at most {kernel.max_threads} threads a block,"
+                f" found {threads}"
             )
         limit = _LDS_LIMIT.get(self.arch, 64 * 1024)
-        if kernel.lds_size + shape.dynamic_lds > limit:
-            raise DeviceError(
-                f"kernel '{kernel.name}' needs {kernel.lds_size + shape.dynamic_lds} bytes of LDS, {self.arch} has {limit}"
-            )
+        lds = kernel.lds_size + shape.dynamic_lds
+        if lds > limit:
+            raise DeviceError(f"kernel '{kernel.name}' needs {lds} bytes of LDS, {self.arch} has {limit}")
 
     def close(self) -> None:
         """Stop the worker threads; the device cannot launch any more."""

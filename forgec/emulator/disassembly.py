@@ -1,7 +1,7 @@
 """Machine code of a code object to instruction text, from a verified compiler listing or from llvm-objdump.
 
-A listing is believed only when assembling it again gives the code object's own bytes; every instruction is then
-compared with the bytes at its address once more. It never decodes bits itself.
+A listing is believed only when assembling it again gives the code object's own bytes; every instruction is
+then compared with the bytes at its address once more. It never decodes bits itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _NOP = 0xBF800000
 def disassemble(code: CodeObject, assembly: str | None = None) -> dict[int, RawInstruction]:
     """Every instruction of ``code``, by virtual address.
 
-    ``assembly`` is the compiler's listing (``-S``); without it a remembered listing is used, else llvm-objdump.
+    ``assembly`` is the compiler's listing (``-S``); without it a remembered listing is used, else
+    llvm-objdump.
 
     Raises:
         DeviceError: the listing is not the code object's, or no source of a disassembly exists.
@@ -46,8 +47,10 @@ def disassemble(code: CodeObject, assembly: str | None = None) -> dict[int, RawI
     tool = _objdump()
     if tool is None:
         raise DeviceError(
-            "the code object came without an assembly listing, and no llvm-objdump of LLVM 17 or newer was found",
-            "pass the compiler's -S output beside it, or install llvm-objdump (Debian: apt-get install llvm-19)",
+            "the code object came without an assembly listing, and no llvm-objdump of LLVM 17 or newer"
+            " was found",
+            "pass the compiler's -S output beside it, or install llvm-objdump"
+            " (Debian: apt-get install llvm-19)",
         )
     return _from_objdump(code, tool)
 
@@ -74,10 +77,26 @@ def _assemble(assembly: str, arch: str) -> tuple[bytes, str]:
         text, obj, linked, encoded = (Path(folder) / n for n in ("k.s", "k.o", "k.hsaco", "k.enc"))
         text.write_text(assembly)
         clang = clang_command()
-        run_tool([*clang, "-target", "amdgcn-amd-amdhsa", f"-mcpu={arch}", "-c", str(text), "-o", str(obj)], "assemble a listing")
+        run_tool(
+            [*clang, "-target", "amdgcn-amd-amdhsa", f"-mcpu={arch}", "-c", str(text), "-o", str(obj)],
+            "assemble a listing",
+        )
         run_tool([*lld_command(), "-shared", str(obj), "-o", str(linked)], "link a listing")
         run_tool(
-            [*clang, "-cc1as", "-triple", "amdgcn-amd-amdhsa", "-target-cpu", arch, "-filetype", "asm", "-show-encoding", str(text), "-o", str(encoded)],
+            [
+                *clang,
+                "-cc1as",
+                "-triple",
+                "amdgcn-amd-amdhsa",
+                "-target-cpu",
+                arch,
+                "-filetype",
+                "asm",
+                "-show-encoding",
+                str(text),
+                "-o",
+                str(encoded),
+            ],
             "list encodings",
         )
         return linked.read_bytes(), encoded.read_text()
@@ -87,7 +106,9 @@ def _from_listing(code: CodeObject, assembly: str) -> dict[int, RawInstruction]:
     try:
         linked, encoded = _assemble(assembly, code.arch)
     except ToolchainError as error:
-        raise DeviceError(f"the assembly listing does not assemble for {code.arch}: {error.message}", error.hint) from error
+        raise DeviceError(
+            f"the assembly listing does not assemble for {code.arch}: {error.message}", error.hint
+        ) from error
     if linked != code.image:
         again = parse_code_object(linked)
         if again.text != code.text or again.text_address != code.text_address:
@@ -138,14 +159,17 @@ def _pad(code: CodeObject, found: dict[int, RawInstruction], address: int, align
 
 
 def _checked_bytes(code: CodeObject, address: int, encoding: str, line: str) -> bytes:
-    """The code object's bytes at ``address``; bytes that the linker fills in are listed as letters or expressions."""
+    """The code object's bytes at ``address``; bytes that the linker fills in are listed as letters or
+    expressions."""
     listed = encoding.split(",")
     start = address - code.text_address
     data = code.text[start : start + len(listed)]
     for byte, text in zip(data, listed, strict=False):
         text = text.strip()
         if text.startswith("0x") and "'" not in text and int(text, 16) != byte:
-            raise DeviceError(f"the listing and the code object differ at {address:#x}: '{line}' against {data.hex()}")
+            raise DeviceError(
+                f"the listing and the code object differ at {address:#x}: '{line}' against {data.hex()}"
+            )
     if len(data) != len(listed):
         raise DeviceError(f"the listing is longer than the code object at {address:#x}: '{line}'")
     return data
@@ -186,5 +210,7 @@ def _from_objdump(code: CodeObject, tool: str) -> dict[int, RawInstruction]:
         text_of = _HIGH_HALF.sub(lambda m: f"v{int(m.group(1)) - 128}.h", match.group(1).strip())
         found[address] = RawInstruction(address, data, text_of)
     if not found:
-        raise DeviceError(f"'{tool}' printed no instruction of the code object", "install a newer llvm-objdump")
+        raise DeviceError(
+            f"'{tool}' printed no instruction of the code object", "install a newer llvm-objdump"
+        )
     return found

@@ -1,7 +1,7 @@
 """Operands to C: how each kind of source is read, typed, negated, and which registers it touches.
 
-Everything the instruction emitters share lives here: the Context of one kernel, and Source, a C expression together
-with the expression of its defined lanes. It never decides what an instruction means.
+Everything the instruction emitters share lives here: the Context of one kernel, and Source, a C expression
+together with the expression of its defined lanes. It never decides what an instruction means.
 """
 
 from __future__ import annotations
@@ -114,9 +114,7 @@ def constant_bits(op: Operand, type_: str) -> int:
     if op.kind == "float":
         if bits == 64:
             found = int(struct.unpack("<Q", struct.pack("<d", float(op.value)))[0])
-        elif bits == 16:
-            found = int(np.float16(op.value).view(np.uint16))
-        elif type_ in ("pf16raw",):
+        elif bits == 16 or type_ in ("pf16raw",):
             found = int(np.float16(op.value).view(np.uint16))
         else:
             found = int(np.float32(op.value).view(np.uint32))
@@ -170,7 +168,8 @@ def vector_source(
 ) -> Source:
     """Read ``op`` as lanes of ``type_``.
 
-    ``half`` selects the upper 16 bits for 16-bit types; ``raw`` replaces the 32-bit register contents (DPP, SDWA).
+    ``half`` selects the upper 16 bits for 16-bit types; ``raw`` replaces the 32-bit register contents (DPP,
+    SDWA).
     """
     vector = VECTOR_TYPE[type_]
     neg, absolute = neg ^ op.neg, absolute or op.absolute

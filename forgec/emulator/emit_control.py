@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (C text is not broken)
 """Branches, barriers, calls, mode changes and program end to C."""
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def _hwreg(ctx: Context, ins: Instruction) -> tuple[str, int, int]:
 
 
 def _mode(ctx: Context, ins: Instruction) -> list[str]:
-    """s_setreg, s_round_mode, s_denorm_mode: the MODE register and, with it, the host's rounding and denormals."""
+    """s_setreg, s_round_mode, s_denorm_mode: the MODE register and, with it, the host's rounding and
+    denormals."""
     if ins.mnemonic == "s_round_mode":
         update = f"w->mode = (w->mode & ~15u) | ({int(ins.raw or _first(ins), 0)}u & 15u);"
     elif ins.mnemonic == "s_denorm_mode":
@@ -148,22 +150,34 @@ def emit_control(ctx: Context, ins: Instruction, resume: dict[int, int]) -> list
         ctx.resume_points += 1
         return [f"w->pc = {point}; return RUN_SLEEP; R{point}:;"]
     if name in ("s_trap", "s_code_end"):
-        return [f"return emu_trap(w, TRAP_S_TRAP, {ctx.site}, 0, {int(_first(ins)) if ins.operands else 0}, 0);"]
+        return [
+            f"return emu_trap(w, TRAP_S_TRAP, {ctx.site}, 0, {int(_first(ins)) if ins.operands else 0}, 0);"
+        ]
     if name in ("s_setreg_b32", "s_setreg_imm32_b32", "s_round_mode", "s_denorm_mode"):
         return _mode(ctx, ins)
     if name == "s_getreg_b32":
         return _getreg(ctx, ins)
     if name == "s_getpc_b64":
-        return write_scalar(ctx, ins.operands[0], f"(w->L->code_base + {ins.next_address:#x}UL)", "u64", "~0UL")
+        return write_scalar(
+            ctx, ins.operands[0], f"(w->L->code_base + {ins.next_address:#x}UL)", "u64", "~0UL"
+        )
     if name in ("s_setpc_b64", "s_swappc_b64"):
         text, _ = scalar_source(ctx, ins.operands[-1], "u64")
         lines = [f"target = {text} - w->L->code_base;"]
         if name == "s_swappc_b64":
-            lines += write_scalar(ctx, ins.operands[0], f"(w->L->code_base + {ins.next_address:#x}UL)", "u64", "~0UL")
+            lines += write_scalar(
+                ctx, ins.operands[0], f"(w->L->code_base + {ins.next_address:#x}UL)", "u64", "~0UL"
+            )
         return [*lines, f"target_site = {ctx.site}; goto dispatch;"]
     if name == "s_call_b64":
-        lines = write_scalar(ctx, ins.operands[0], f"(w->L->code_base + {ins.next_address:#x}UL)", "u64", "~0UL")
+        lines = write_scalar(
+            ctx, ins.operands[0], f"(w->L->code_base + {ins.next_address:#x}UL)", "u64", "~0UL"
+        )
         return [*lines, f"goto {label(ins.branch_target)};"]
     if name in ("s_memtime", "s_memrealtime", "s_sendmsg_rtn_b64"):
-        return write_scalar(ctx, ins.operands[0], "__builtin_ia32_rdtsc()", "u64", "~0UL") if ins.operands else None
+        return (
+            write_scalar(ctx, ins.operands[0], "__builtin_ia32_rdtsc()", "u64", "~0UL")
+            if ins.operands
+            else None
+        )
     return None

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (C text is not broken)
 """Memory instructions to C: lane addresses computed inline, the access itself in the engine."""
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def emit_memory(ctx: Context, ins: Instruction) -> list[str] | None:
     if name in ("ds_nop",):
         return []
     if name in VECTOR:
-        return _buffer(ctx, ins, VECTOR[name]) if name.startswith("buffer_") else _vector(ctx, ins, VECTOR[name])
+        return (
+            _buffer(ctx, ins, VECTOR[name]) if name.startswith("buffer_") else _vector(ctx, ins, VECTOR[name])
+        )
     return None
 
 
@@ -105,8 +108,12 @@ def _scalar_load(ctx: Context, ins: Instruction) -> list[str]:
     d = ctx.scalar(Operand("s", dst.reg, (size + 3) // 4))
     lines = []
     if ctx.checks:
-        lines.append(f"if (UNLIKELY(!({defined}))) return emu_trap(w, TRAP_UNINIT_ADDRESS, {ctx.site}, 0, 0, 0);")
-    lines.append(f"if (emu_sload(w, {ctx.site}, s64(w, {b}) + (u64)({offset}), {d}, {size}, {flags})) return RUN_TRAP;")
+        lines.append(
+            f"if (UNLIKELY(!({defined}))) return emu_trap(w, TRAP_UNINIT_ADDRESS, {ctx.site}, 0, 0, 0);"
+        )
+    lines.append(
+        f"if (emu_sload(w, {ctx.site}, s64(w, {b}) + (u64)({offset}), {d}, {size}, {flags})) return RUN_TRAP;"
+    )
     return lines + _issue(ctx, "CNT_KM" if ctx.gfx12 else "CNT_LGKM", 1, d, (size + 3) // 4)
 
 
@@ -124,9 +131,13 @@ def _flags(ins: Instruction, access: Access) -> int:
     return access.flags | (16 if coherent and access.kind == "load" else 0)
 
 
-def _access(ctx: Context, ins: Instruction, access: Access, space: str, data: list[Operand], dst: Operand | None) -> list[str]:
+def _access(
+    ctx: Context, ins: Instruction, access: Access, space: str, data: list[Operand], dst: Operand | None
+) -> list[str]:
     """The engine call on the lane addresses ``at``, and the bookkeeping of what is now in flight."""
-    engine = {"global": "SPACE_GLOBAL", "flat": "SPACE_FLAT", "scratch": "SPACE_SCRATCH", "ds": "SPACE_LDS"}[space]
+    engine = {"global": "SPACE_GLOBAL", "flat": "SPACE_FLAT", "scratch": "SPACE_SCRATCH", "ds": "SPACE_LDS"}[
+        space
+    ]
     loads, stores = _counters(ctx, space)
     flags = _flags(ins, access)
     words = (access.size + 3) // 4
@@ -149,7 +160,9 @@ def _access(ctx: Context, ins: Instruction, access: Access, space: str, data: li
         s = ctx.register(Operand(op.kind, op.reg, words))
         if op.half == 1:
             flags |= 4
-        lines = [f"if (emu_store(w, {ctx.site}, {engine}, &at, {s}, {access.size}, {flags})) return RUN_TRAP;"]
+        lines = [
+            f"if (emu_store(w, {ctx.site}, {engine}, &at, {s}, {access.size}, {flags})) return RUN_TRAP;"
+        ]
         lines += _issue(ctx, stores, 2, 0, 0)
         if space == "flat" and not ctx.gfx12:
             lines += _issue(ctx, "CNT_LGKM", 2, 0, 0)
@@ -232,19 +245,26 @@ def _lds(ctx: Context, ins: Instruction, access: Access) -> list[str]:
         d = ctx.register(Operand(dst.kind, dst.reg, 2 * words))
         _pending_destination(ctx, d, 2 * words, "CNT_LGKM")
         if ctx.checks:
-            lines[-1] = lines[-1].replace(f"emu_issue(w, CNT_LGKM, 0, {d + words}, {words});", f"emu_issue(w, CNT_LGKM, 0, {d}, {2 * words});")
+            lines[-1] = lines[-1].replace(
+                f"emu_issue(w, CNT_LGKM, 0, {d + words}, {words});",
+                f"emu_issue(w, CNT_LGKM, 0, {d}, {2 * words});",
+            )
     return lines
 
 
 def _vector(ctx: Context, ins: Instruction, access: Access) -> list[str]:
     """GLOBAL, FLAT and SCRATCH addressing (RDNA3 16.20, CDNA3 9.3)."""
     space = ins.mnemonic.split("_")[0]
-    operands = [o for o in ins.operands]
+    operands = list(ins.operands)
     dst: Operand | None = None
     if access.kind == "load":
         dst = operands.pop(0)
     elif access.kind == "atomic":
-        returns = bool({"glc", "sc0"} & ins.flags) or ins.modifiers.get("th", "") == "TH_ATOMIC_RETURN" or "RETURN" in ins.modifiers.get("th", "")
+        returns = (
+            bool({"glc", "sc0"} & ins.flags)
+            or ins.modifiers.get("th", "") == "TH_ATOMIC_RETURN"
+            or "RETURN" in ins.modifiers.get("th", "")
+        )
         if returns:
             dst = operands.pop(0)
     addr = operands.pop(0)
@@ -282,8 +302,9 @@ def _vector(ctx: Context, ins: Instruction, access: Access) -> list[str]:
 def _buffer(ctx: Context, ins: Instruction, access: Access) -> list[str]:
     """Buffer accesses of the stack (MUBUF with the private-segment descriptor) and raw buffers.
 
-    The private segment's descriptor swizzles (bit 63 and the index stride): such an access addresses scratch at
-    ``soffset / wave + voffset + offset`` bytes of each lane. Any other descriptor is a raw buffer with bounds.
+    The private segment's descriptor swizzles (bit 63 and the index stride): such an access addresses scratch
+    at ``soffset / wave + voffset + offset`` bytes of each lane. Any other descriptor is a raw buffer with
+    bounds.
     """
     operands = list(ins.operands)
     dst: Operand | None = None

@@ -1,4 +1,6 @@
-"""Scalar ALU and program-control instructions to C, with the definedness of scalar registers in checked mode."""
+# ruff: noqa: E501 (C text is not broken)
+"""Scalar ALU and program-control instructions to C, with the definedness of scalar registers in checked
+mode."""
 
 from __future__ import annotations
 
@@ -12,7 +14,16 @@ from forgec.emulator.table import Row
 __all__ = ["IGNORED", "emit_salu", "emit_wait", "write_scalar"]
 
 _LETTERS = "abc"
-_C_TYPE = {"u32": "u32", "i32": "i32", "u64": "u64", "i64": "i64", "f32": "f32", "f16": "f16", "k": "i32", "ku": "u32"}
+_C_TYPE = {
+    "u32": "u32",
+    "i32": "i32",
+    "u64": "u64",
+    "i64": "i64",
+    "f32": "f32",
+    "f16": "f16",
+    "k": "i32",
+    "ku": "u32",
+}
 # Scheduling hints and events without effect on a functional machine.
 IGNORED = frozenset(
     {
@@ -41,7 +52,15 @@ IGNORED = frozenset(
         "s_set_vgpr_msb",
     }
 )
-_PRECISE = {"and": "a, b", "or": "a, b", "xor": "a, b", "and_not1": "a, ~b", "andn2": "a, ~b", "or_not1": "a, ~b", "orn2": "a, ~b"}
+_PRECISE = {
+    "and": "a, b",
+    "or": "a, b",
+    "xor": "a, b",
+    "and_not1": "a, ~b",
+    "andn2": "a, ~b",
+    "or_not1": "a, ~b",
+    "orn2": "a, ~b",
+}
 
 
 def scalar_source(ctx: Context, op: Operand, type_: str) -> tuple[str, str]:
@@ -196,15 +215,27 @@ def _saveexec(ctx: Context, ins: Instruction, row: Row) -> list[str]:
         matters = {"and": "x", "andn2": "x", "and_not1": "x", "and_not0": "x", "andn1": "x"}
         stem = ins.mnemonic.removeprefix("s_").split("_saveexec")[0].split("_wrexec")[0]
         relevant = "(u64)x" if stem in matters and stem not in ("andn2", "and_not1") else "~(u64)0"
-        lines.append(f"if (UNLIKELY(~da & {relevant})) return emu_trap(w, TRAP_UNINIT_BRANCH, {ctx.site}, 0, 0, 0);")
+        lines.append(
+            f"if (UNLIKELY(~da & {relevant})) return emu_trap(w, TRAP_UNINIT_BRANCH, {ctx.site}, 0, 0, 0);"
+        )
         lines.append("w->dscc = 1;")
     lines += write_scalar(ctx, destination, result, type_, "~0UL")
-    lines += ["set64(w, R_EXEC, d);" if type_ == "u64" else "w->s[R_EXEC] = d;", "w->scc = d != 0;", "exec_changed(w);"]
+    lines += [
+        "set64(w, R_EXEC, d);" if type_ == "u64" else "w->s[R_EXEC] = d;",
+        "w->scc = d != 0;",
+        "exec_changed(w);",
+    ]
     return lines
 
 
 _COUNT = re.compile(r"(vmcnt|lgkmcnt|expcnt|vscnt|loadcnt|storecnt|dscnt|kmcnt)\((\d+)\)")
-_NAMES = {"vmcnt": "CNT_VM", "lgkmcnt": "CNT_LGKM", "vscnt": "CNT_VS", "loadcnt": "CNT_VM", "storecnt": "CNT_VS"}
+_NAMES = {
+    "vmcnt": "CNT_VM",
+    "lgkmcnt": "CNT_LGKM",
+    "vscnt": "CNT_VS",
+    "loadcnt": "CNT_VM",
+    "storecnt": "CNT_VS",
+}
 
 
 def emit_wait(ctx: Context, ins: Instruction) -> list[str] | None:
@@ -217,11 +248,16 @@ def emit_wait(ctx: Context, ins: Instruction) -> list[str] | None:
         else:
             value = int(raw, 0)
             if ctx.gfx9 or ctx.arch.startswith("gfx10"):
-                waits = [("CNT_VM", (value & 15) | (value >> 14 & 3) << 4), ("CNT_LGKM", value >> 8 & (15 if ctx.gfx9 else 63))]
+                waits = [
+                    ("CNT_VM", (value & 15) | (value >> 14 & 3) << 4),
+                    ("CNT_LGKM", value >> 8 & (15 if ctx.gfx9 else 63)),
+                ]
             else:
                 waits = [("CNT_VM", value >> 10 & 63), ("CNT_LGKM", value >> 4 & 63)]
     elif name.startswith("s_waitcnt_"):
-        counter = {"vscnt": "CNT_VS", "vmcnt": "CNT_VM", "lgkmcnt": "CNT_LGKM", "expcnt": ""}.get(name.removeprefix("s_waitcnt_"))
+        counter = {"vscnt": "CNT_VS", "vmcnt": "CNT_VM", "lgkmcnt": "CNT_LGKM", "expcnt": ""}.get(
+            name.removeprefix("s_waitcnt_")
+        )
         if counter is None:
             return None
         waits = [(counter, int(raw.split(",")[-1], 0))] if counter else []

@@ -1,4 +1,6 @@
-"""Vector instructions that move data between lanes or registers of different kinds, and the matrix instructions."""
+# ruff: noqa: E501 (C text is not broken)
+"""Vector instructions that move data between lanes or registers of different kinds, and the matrix
+instructions."""
 
 from __future__ import annotations
 
@@ -86,7 +88,7 @@ def _permlane16(exchange: bool) -> Emit:
             f"for (u32 i = 0; i < {ctx.wave}; ++i) {{",
             f"u32 from = (i & ~15u) + (u32)(sel >> 4 * (i & 15) & 15); from ^= {16 if exchange else 0}u;",
             f"int on = {'1' if fi else '(int)(EXEC >> from & 1)'};",
-            f"if (on) {{ r[i] = w->v[{n}][from]; ok |= (mask)1 << i; dd |= ({'DV(%d)' % n if ctx.checks else '0'} >> from & 1) << i; }}",
+            f"if (on) {{ r[i] = w->v[{n}][from]; ok |= (mask)1 << i; dd |= ({f'DV({n})' if ctx.checks else '0'} >> from & 1) << i; }}",
             f"else if ({1 if bc else 0}) {{ r[i] = 0; ok |= (mask)1 << i; dd |= 1UL << i; }}",
             "}",
             "mask x = EXEC & ok;",
@@ -107,7 +109,7 @@ def _permlane_var(exchange: bool) -> Emit:
         lines = [f"U32 r = w->v[{d}]; mask ok = 0; u64 dd = 0;", f"for (u32 i = 0; i < {ctx.wave}; ++i) {{"]
         lines.append(f"u32 from = (i & ~15u) + (w->v[{s}][i] & 15u); from ^= {16 if exchange else 0}u;")
         lines.append(f"int on = {'1' if fi else '(int)(EXEC >> from & 1)'};")
-        taken = f"{'DV(%d)' % n if ctx.checks else '0'} >> from & 1"
+        taken = f"{f'DV({n})' if ctx.checks else '0'} >> from & 1"
         lines.append(f"if (on) {{ r[i] = w->v[{n}][from]; ok |= (mask)1 << i; dd |= ({taken}) << i; }}")
         lines.append(f"else if ({1 if bc else 0}) {{ r[i] = 0; ok |= (mask)1 << i; dd |= 1UL << i; }} }}")
         lines.append("mask x = EXEC & ok;")
@@ -131,7 +133,8 @@ def _permlane64(ctx: Context, ins: Instruction) -> list[str]:
 
 
 def _permlane_swap(step: int) -> Emit:
-    """CDNA4 V_PERMLANE16_SWAP_B32, V_PERMLANE32_SWAP_B32: odd rows of the first trade with even rows of the second."""
+    """CDNA4 V_PERMLANE16_SWAP_B32, V_PERMLANE32_SWAP_B32: odd rows of the first trade with even rows of the
+    second."""
 
     def emit(ctx: Context, ins: Instruction) -> list[str]:
         a, b = (ctx.register(o) for o in ins.operands)
@@ -155,7 +158,9 @@ def _swap(ctx: Context, ins: Instruction) -> list[str]:
         ha, hb = ins.operands[0].half or 0, ins.operands[1].half or 0
         set_a, set_b = ("SET_HIGH16" if ha else "SET_LOW16"), ("SET_HIGH16" if hb else "SET_LOW16")
         get_a, get_b = ("HIGH16" if ha else "LOW16"), ("HIGH16" if hb else "LOW16")
-        lines = [f"U16 x = {get_a}(w->v[{a}]), y = {get_b}(w->v[{b}]); {set_a}({a}, y, w->em); {set_b}({b}, x, w->em);"]
+        lines = [
+            f"U16 x = {get_a}(w->v[{a}]), y = {get_b}(w->v[{b}]); {set_a}({a}, y, w->em); {set_b}({b}, x, w->em);"
+        ]
     else:
         lines = [f"U32 x = w->v[{a}], y = w->v[{b}]; WRITE32({a}, y, w->em); WRITE32({b}, x, w->em);"]
     if ctx.checks:
@@ -174,7 +179,9 @@ def _pk_mov(ctx: Context, ins: Instruction) -> list[str]:
         parts.append(vector_source(ctx, one, "u32"))
     lines = [f"U32 x = {parts[0].text}, y = {parts[1].text};"]
     if ctx.checks:
-        lines.append(f"u64 dx = {parts[0].defined}, dy = {parts[1].defined}; DSET({n}, dx, EXEC); DSET({n + 1}, dy, EXEC);")
+        lines.append(
+            f"u64 dx = {parts[0].defined}, dy = {parts[1].defined}; DSET({n}, dx, EXEC); DSET({n + 1}, dy, EXEC);"
+        )
     return [*lines, f"WRITE32({n}, x, w->em); WRITE32({n + 1}, y, w->em);"]
 
 
@@ -200,10 +207,23 @@ SPECIAL: dict[str, Emit] = {
     "v_pk_mov_b32": _pk_mov,
 }
 
-_ELEMENTS = {"f32": 0, "f16": 1, "bf16": 2, "iu8": 3, "i8": 3, "iu4": 4, "f64": 5, "fp8": 6, "bf8": 7, "i32": 3}
+_ELEMENTS = {
+    "f32": 0,
+    "f16": 1,
+    "bf16": 2,
+    "iu8": 3,
+    "i8": 3,
+    "iu4": 4,
+    "f64": 5,
+    "fp8": 6,
+    "bf8": 7,
+    "i32": 3,
+}
 _BITS = {"f32": 32, "f16": 16, "bf16": 16, "i8": 8, "f64": 64, "fp8": 8, "bf8": 8}
 _WMMA = re.compile(r"^v_wmma_(f32|f16|bf16|i32)_16x16x(\d+)_(f16|bf16|iu8|iu4|fp8|bf8)(?:_(fp8|bf8))?$")
-_MFMA = re.compile(r"^v_mfma_(f32|i32|f64)_(\d+)x(\d+)x(\d+)_?((?:\d+b_)?)(f32|f16|bf16|i8|f64|fp8|bf8)(?:_(1k|fp8|bf8))?$")
+_MFMA = re.compile(
+    r"^v_mfma_(f32|i32|f64)_(\d+)x(\d+)x(\d+)_?((?:\d+b_)?)(f32|f16|bf16|i8|f64|fp8|bf8)(?:_(1k|fp8|bf8))?$"
+)
 
 
 def _accumulator(ctx: Context, op: Operand, wide: bool) -> tuple[int, str]:
@@ -211,7 +231,9 @@ def _accumulator(ctx: Context, op: Operand, wide: bool) -> tuple[int, str]:
         return ctx.register(op), "0UL"
     if op.kind in ("int", "float"):
         return -1, f"{constant_bits(op, 'f64' if wide else 'u32'):#x}UL"
-    raise DeviceError(f"a matrix accumulator is a register or a constant, found '{op.name}' in kernel '{ctx.kernel}'")
+    raise DeviceError(
+        f"a matrix accumulator is a register or a constant, found '{op.name}' in kernel '{ctx.kernel}'"
+    )
 
 
 def _wmma(ctx: Context, ins: Instruction, found: re.Match[str]) -> list[str]:
@@ -227,7 +249,13 @@ def _wmma(ctx: Context, ins: Instruction, found: re.Match[str]) -> list[str]:
         flags |= lo[0] << 4 | lo[1] << 5 | hi[0] << 6 | hi[1] << 7 | lo[2] << 8 | hi[2] << 9
     flags |= 4 if "clamp" in ins.flags else 0
     flags |= 8 if ins.bits("op_sel", (0, 0, 0))[2] else 0
-    op = _ELEMENTS[ta] | _ELEMENTS[tb or ta] << 4 | _ELEMENTS[result] << 8 | int(k) << 12 | (1 << 20 if ctx.gfx12 else 0)
+    op = (
+        _ELEMENTS[ta]
+        | _ELEMENTS[tb or ta] << 4
+        | _ELEMENTS[result] << 8
+        | int(k) << 12
+        | (1 << 20 if ctx.gfx12 else 0)
+    )
     if ctx.wave != 32:
         raise uncovered(ctx, ins, "WMMA in wave64")
     return [f"emu_wmma(w, {op:#x}, {d}, {ra}, {rb}, {rc}, {constant}, {flags});"]
@@ -256,10 +284,13 @@ def _mfma(ctx: Context, ins: Instruction, found: re.Match[str]) -> list[str]:
 
 
 def _implied_blocks(size: int, k: int, type_: str, one_k: bool) -> int:
-    """Blocks of the old mnemonics without ``_Nb`` (CDNA3 7.1.1): K decides whether one or several matrices multiply."""
+    """Blocks of the old mnemonics without ``_Nb`` (CDNA3 7.1.1): K decides whether one or several matrices
+    multiply."""
     if size == 4:
         return 4 if type_ == "f64" else 16
-    single = {"f32": 4, "f16": 16, "bf16": 16 if one_k else 8, "i8": 16, "f64": 4, "fp8": 32, "bf8": 32}[type_]
+    single = {"f32": 4, "f16": 16, "bf16": 16 if one_k else 8, "i8": 16, "f64": 4, "fp8": 32, "bf8": 32}[
+        type_
+    ]
     if size == 32:
         return 1 if k >= single // 2 else 2
     return 1 if k >= single else 4

@@ -1,8 +1,18 @@
-"""Vector ALU instructions to C: a table row, its operands and modifiers (DPP, SDWA, clamp, omod, op_sel) combined."""
+# ruff: noqa: E501 (C text is not broken)
+"""Vector ALU instructions to C: a table row, its operands and modifiers (DPP, SDWA, clamp, omod, op_sel)
+combined."""
 
 from __future__ import annotations
 
-from forgec.emulator.emit_base import VECTOR_TYPE, Context, Source, constant_bits, uncovered, vector_source, width
+from forgec.emulator.emit_base import (
+    VECTOR_TYPE,
+    Context,
+    Source,
+    constant_bits,
+    uncovered,
+    vector_source,
+    width,
+)
 from forgec.emulator.isa.vop1 import VOP1
 from forgec.emulator.isa.vop2 import VOP2
 from forgec.emulator.isa.vop3 import VOP3
@@ -16,7 +26,8 @@ __all__ = ["ROWS", "emit_packed", "emit_vector", "vector_row"]
 
 ROWS: dict[str, Row] = {**VOP1, **VOP2, **VOP3, **VOP3P, **VOPC}
 _LETTERS = "abcef"
-# gfx9 writes zeros above a 16-bit result, except for the ternary and mixed-precision ones; gfx10 on keeps them.
+# gfx9 writes zeros above a 16-bit result, except for the ternary and mixed-precision ones; gfx10 on keeps
+# them.
 _GFX9_PRESERVES = ("v_mad_", "v_fma_", "v_div_fixup", "v_mad_mix", "v_fma_mix", "v_min3", "v_max3", "v_med3")
 
 
@@ -79,7 +90,9 @@ def _bits_of(ins: Instruction, name: str, count: int, default: int) -> tuple[int
     return ins.bits(name, (default,) * count)
 
 
-def _sources(ctx: Context, ins: Instruction, row: Row, operands: list[Operand], results: list[Operand | None]) -> tuple[list[str], list[Source]]:
+def _sources(
+    ctx: Context, ins: Instruction, row: Row, operands: list[Operand], results: list[Operand | None]
+) -> tuple[list[str], list[Source]]:
     """Statements that bind the sources to their letters, and the sources themselves."""
     lines: list[str] = []
     found: list[Source] = []
@@ -101,7 +114,12 @@ def _sources(ctx: Context, ins: Instruction, row: Row, operands: list[Operand], 
         if type_.startswith("@"):
             destination = results[0]
             assert destination is not None
-            source = vector_source(ctx, Operand(destination.kind, destination.reg, destination.count, half=destination.half), type_[1:], half=op_sel[3] if type_ == "@f16" else 0)
+            source = vector_source(
+                ctx,
+                Operand(destination.kind, destination.reg, destination.count, half=destination.half),
+                type_[1:],
+                half=op_sel[3] if type_ == "@f16" else 0,
+            )
             lines.append(f"{VECTOR_TYPE[type_[1:]]} {letter} = {source.text};")
             found.append(source)
             continue
@@ -119,7 +137,10 @@ def _sources(ctx: Context, ins: Instruction, row: Row, operands: list[Operand], 
                 text = f"NEGF32({text})"
             source, vector = Source(text, source.defined), "F32"
         elif type_ in ("pf16raw", "pi16raw"):
-            source, vector = _packed_raw(ctx, op, type_, op_sel[index], op_sel_hi[index], neg_lo[index], neg_hi[index]), "U32"
+            source, vector = (
+                _packed_raw(ctx, op, type_, op_sel[index], op_sel_hi[index], neg_lo[index], neg_hi[index]),
+                "U32",
+            )
         else:
             raw = raw0 if index == 0 else None
             selection = ins.modifiers.get(f"src{index}_sel", "DWORD")
@@ -128,7 +149,9 @@ def _sources(ctx: Context, ins: Instruction, row: Row, operands: list[Operand], 
                 raw = Source(sdwa_select(f"w->v[{n}]", selection, op.sext), f"DV({n})")
                 if selection.startswith("WORD"):
                     raw = Source(raw.text, f"{'DHI' if selection.endswith('1') else 'DLO'}({n})")
-            source = vector_source(ctx, op, type_, half=op_sel[index] if width_or_zero(type_) == 16 else 0, raw=raw)
+            source = vector_source(
+                ctx, op, type_, half=op_sel[index] if width_or_zero(type_) == 16 else 0, raw=raw
+            )
             vector = VECTOR_TYPE[type_]
         lines.append(f"{vector} {letter} = {source.text};")
         found.append(source)
@@ -158,13 +181,21 @@ def _packed_raw(ctx: Context, op: Operand, type_: str, lo: int, hi: int, neg_lo:
 def _defined(ins: Instruction, operands: list[Operand], sources: list[Source], row: Row) -> tuple[str, str]:
     """Definedness of the low and high half of the result."""
     if ins.mnemonic in ("v_cndmask_b32", "v_cndmask_b16", "v_dual_cndmask_b32"):
-        both = f"({sources[2].defined} & (((u64)c & {sources[1].defined}) | (~(u64)c & {sources[0].defined})))"
+        both = (
+            f"({sources[2].defined} & (((u64)c & {sources[1].defined}) | (~(u64)c & {sources[0].defined})))"
+        )
         return both, both
     everything = " & ".join(dict.fromkeys(s.defined for s in sources)) or "~0UL"
     everything = f"({everything})"
     registers = [o for o in operands if o.kind in ("v", "a")]
     constants = [o for o in operands if o.kind == "int"]
-    if len(registers) == 1 and len(constants) == 1 and len(operands) == 2 and not is_dpp(ins) and ins.encoding != "sdwa":
+    if (
+        len(registers) == 1
+        and len(constants) == 1
+        and len(operands) == 2
+        and not is_dpp(ins)
+        and ins.encoding != "sdwa"
+    ):
         value = int(constants[0].value) & 0xFFFFFFFF
         n = registers[0].reg
         if registers[0].kind == "v":
@@ -186,7 +217,13 @@ def _defined(ins: Instruction, operands: list[Operand], sources: list[Source], r
         # clang leaves the high word of the addend open where it needs the low word of the sum alone.
         addend = f"{'DV' if operands[2].kind == 'v' else 'DALL'}({operands[2].reg})"
         return f"({sources[0].defined} & {sources[1].defined} & {addend})", everything
-    if ins.mnemonic == "v_mov_b32" and registers and not is_dpp(ins) and ins.encoding != "sdwa" and registers[0].kind == "v":
+    if (
+        ins.mnemonic == "v_mov_b32"
+        and registers
+        and not is_dpp(ins)
+        and ins.encoding != "sdwa"
+        and registers[0].kind == "v"
+    ):
         return f"DLO({registers[0].reg})", f"DHI({registers[0].reg})"
     return everything, everything
 
@@ -199,15 +236,23 @@ def _output_modifiers(ctx: Context, ins: Instruction, type_: str) -> list[str]:
         for name, table in scale.items():
             if name in ins.modifiers:
                 factor = table[ins.modifiers[name]]
-                lines.append("d = d * (f32)%s;" % factor if base == "f32" else f"d = d * (f64){factor};" if base == "f64" else f"d = to_f16(to_f32(d) * (f32){factor});")
+                lines.append(
+                    f"d = d * (f32){factor};"
+                    if base == "f32"
+                    else f"d = d * (f64){factor};"
+                    if base == "f64"
+                    else f"d = to_f16(to_f32(d) * (f32){factor});"
+                )
         if "clamp" in ins.flags:
             lines.append(f"d = clamp_{base}(d);")
-    elif "clamp" in ins.flags and not f"{ins.mnemonic}:clamp" in ROWS and type_ != "m":
+    elif "clamp" in ins.flags and f"{ins.mnemonic}:clamp" not in ROWS and type_ != "m":
         raise uncovered(ctx, ins, "integer clamp")
     return lines
 
 
-def _write(ctx: Context, ins: Instruction, type_: str, op: Operand, narrowed: bool, defined: tuple[str, str]) -> list[str]:
+def _write(
+    ctx: Context, ins: Instruction, type_: str, op: Operand, narrowed: bool, defined: tuple[str, str]
+) -> list[str]:
     """Statements that store ``d`` into a VGPR destination under EXEC (or the narrowed DPP mask)."""
     m, x = ("wm", "wx") if narrowed else ("w->em", "EXEC")
     n = ctx.register(op)
@@ -224,17 +269,23 @@ def _write(ctx: Context, ins: Instruction, type_: str, op: Operand, narrowed: bo
         return _write_sdwa(ctx, ins, type_, n, m, x, defined)
     if size == 32:
         if ctx.checks:
-            check = [f"u64 Dl = {defined[0]}, Dh = {defined[1]}; DSET_LO({n}, Dl, {x}); DSET_HI({n}, Dh, {x});"]
+            check = [
+                f"u64 Dl = {defined[0]}, Dh = {defined[1]}; DSET_LO({n}, Dl, {x}); DSET_HI({n}, Dh, {x});"
+            ]
         return [*check, f"WRITE32({n}, (U32)d, {m});"]
     high = type_.endswith("hi") or op.half == 1 or (op.half is None and _bits_of(ins, "op_sel", 4, 0)[3] == 1)
     zero = ctx.gfx9 and not ins.mnemonic.startswith(_GFX9_PRESERVES) and not high
     macro = "SET_HIGH16" if high else "ZERO_HIGH16" if zero else "SET_LOW16"
     if ctx.checks:
-        check = [f"u64 D = {defined[0]}; {'DSET_HI' if high else 'DSET' if zero else 'DSET_LO'}({n}, D, {x});"]
+        check = [
+            f"u64 D = {defined[0]}; {'DSET_HI' if high else 'DSET' if zero else 'DSET_LO'}({n}, D, {x});"
+        ]
     return [*check, f"{macro}({n}, BC(U16, d), {m});"]
 
 
-def _write_sdwa(ctx: Context, ins: Instruction, type_: str, n: int, m: str, x: str, defined: tuple[str, str]) -> list[str]:
+def _write_sdwa(
+    ctx: Context, ins: Instruction, type_: str, n: int, m: str, x: str, defined: tuple[str, str]
+) -> list[str]:
     kind, _, index = ins.modifiers["dst_sel"].partition("_")
     bits = 8 if kind == "BYTE" else 16
     shift, field = bits * int(index), (1 << bits) - 1
@@ -265,13 +316,18 @@ def _write_mask(ctx: Context, op: Operand, value: str, defined: str) -> list[str
 
 
 def emit_vector(ctx: Context, ins: Instruction, row: Row) -> tuple[list[str], list[str]]:
-    """(statements that read and compute, statements that write): a dual issue reads both before writing either."""
+    """(statements that read and compute, statements that write): a dual issue reads both before writing
+    either."""
     if row.results and row.results[0].startswith("p"):
         return emit_packed(ctx, ins, row)
     results, operands = _split_operands(ctx, ins, row)
     read, sources = _sources(ctx, ins, row, operands, results)
     neg = _bits_of(ins, "neg_lo", 3, 0)
-    text = row.text.replace("$S0", str(neg[0])).replace("$S1", str(neg[1])).replace("$BITOP3", ins.modifiers.get("bitop3", "0"))
+    text = (
+        row.text.replace("$S0", str(neg[0]))
+        .replace("$S1", str(neg[1]))
+        .replace("$BITOP3", ins.modifiers.get("bitop3", "0"))
+    )
     defined = _defined(ins, operands, sources, row) if ctx.checks else ("~0UL", "~0UL")
     type_ = row.results[0]
     vector = VECTOR_TYPE.get(type_, "mask")
@@ -281,7 +337,9 @@ def emit_vector(ctx: Context, ins: Instruction, row: Row) -> tuple[list[str], li
         if results[0] is not None:
             write += _write_mask(ctx, results[0], "d", defined[0])
         if ctx.checks:
-            write.append(f"if (UNLIKELY(~({defined[0]}) & x0)) return emu_trap(w, TRAP_UNINIT_BRANCH, {ctx.site}, 0, 0, 0);")
+            write.append(
+                f"if (UNLIKELY(~({defined[0]}) & x0)) return emu_trap(w, TRAP_UNINIT_BRANCH, {ctx.site}, 0, 0, 0);"
+            )
         write += ["set_mask(w, R_EXEC, d & x0);", "exec_changed(w);"]
         return read, write
     first = results[0]
@@ -291,7 +349,7 @@ def emit_vector(ctx: Context, ins: Instruction, row: Row) -> tuple[list[str], li
         return read, _write_mask(ctx, first, "d", defined[0])
     read += _output_modifiers(ctx, ins, type_)
     if ctx.mixed_mode and width(type_) != 32:
-        read = [r for r in read[:-1]] + ["mode_f64(w);", read[-1], "mode_f32(w);"]
+        read = [*read[:-1], "mode_f64(w);", read[-1], "mode_f32(w);"]
     if ctx.checks and len(results) > 1:
         read.append(f"u64 D2 = {defined[0]} & {defined[1]};")
     write = _write(ctx, ins, type_, first, narrowed, defined)
@@ -301,7 +359,8 @@ def emit_vector(ctx: Context, ins: Instruction, row: Row) -> tuple[list[str], li
 
 
 def emit_packed(ctx: Context, ins: Instruction, row: Row) -> tuple[list[str], list[str]]:
-    """A packed instruction: the row's text once per half, with op_sel, neg and the constant rules of VOP3P."""
+    """A packed instruction: the row's text once per half, with op_sel, neg and the constant rules of
+    VOP3P."""
     results, operands = _split_operands(ctx, ins, row)
     destination = results[0]
     assert destination is not None

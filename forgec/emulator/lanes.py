@@ -1,4 +1,5 @@
-"""Lane permutations that an instruction carries as modifiers: DPP controls as source-lane lists, SDWA selections."""
+"""Lane permutations that an instruction carries as modifiers: DPP controls as source-lane lists, SDWA
+selections."""
 
 from __future__ import annotations
 

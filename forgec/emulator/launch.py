@@ -1,11 +1,11 @@
-"""One kernel launch: the initial state of its waves in, worker threads running the engine, counters or a trap out."""
+"""One kernel launch: the initial state of its waves in, worker threads running the engine, counters or a
+trap out."""
 
 from __future__ import annotations
 
 import ctypes
 import struct
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -15,8 +15,8 @@ import numpy.typing as npt
 from forgec.emulator.arena import Arena
 from forgec.emulator.codeobject import Kernel
 from forgec.emulator.counters import Counters, StaticCounts, collect
-from forgec.emulator.traps import trap_error
 from forgec.emulator.translate import Translation
+from forgec.emulator.traps import trap_error
 from forgec.errors import DeviceError
 
 __all__ = ["CompiledKernel", "LaunchShape", "kernarg_bytes", "run_launch"]
@@ -107,7 +107,8 @@ class LaunchShape:
 
 
 def _hidden(kind: str, size: int, shape: LaunchShape, kernel: Kernel) -> bytes:
-    """Value of one hidden argument (LLVM AMDGPU guide, "Hidden Kernel Arguments"); unsupported services are zero."""
+    """Value of one hidden argument (LLVM AMDGPU guide, "Hidden Kernel Arguments"); unsupported services are
+    zero."""
     axis = {"x": 0, "y": 1, "z": 2}.get(kind[-1], 0)
     value = 0
     if kind.startswith("hidden_block_count"):
@@ -150,11 +151,14 @@ def dispatch_packet(shape: LaunchShape, kernel: Kernel, kernarg: int, lds: int) 
     """The AQL packet that a kernel may read through its dispatch pointer (HSA 2.9.6)."""
     dims = 3 if shape.grid[2] * shape.block[2] > 1 else 2 if shape.grid[1] * shape.block[1] > 1 else 1
     total = [g * b for g, b in zip(shape.grid, shape.block, strict=True)]
-    return struct.pack("<HHHHHHIIIIIQQQQ", 2, dims, *shape.block, 0, *total, kernel.private_size, lds, 0, kernarg, 0, 0)
+    return struct.pack(
+        "<HHHHHHIIIIIQQQQ", 2, dims, *shape.block, 0, *total, kernel.private_size, lds, 0, kernarg, 0, 0
+    )
 
 
 def _initial_sgprs(launch: _Launch, ck: CompiledKernel, kernarg: int, packet: int, arena: Arena) -> None:
-    """User SGPRs in the order of the kernel descriptor, then the system SGPRs (LLVM AMDGPU guide, "Initial Kernel
+    """User SGPRs in the order of the kernel descriptor, then the system SGPRs (LLVM AMDGPU guide, "Initial
+    Kernel
     Execution State")."""
     kernel, words = ck.kernel, []
     p = kernel.properties
@@ -188,7 +192,9 @@ def _initial_sgprs(launch: _Launch, ck: CompiledKernel, kernarg: int, packet: in
     if kernel.rsrc2 >> 10 & 1:
         at += 1
     launch.sgpr_scratch_offset = -1
-    if kernel.rsrc2 & 1 and (ck.arch.startswith("gfx10") or ck.arch in ("gfx90a", "gfx908", "gfx906", "gfx900")):
+    if kernel.rsrc2 & 1 and (
+        ck.arch.startswith("gfx10") or ck.arch in ("gfx90a", "gfx908", "gfx906", "gfx900")
+    ):
         launch.sgpr_scratch_offset = at
     launch.ttmp_ids = 1 if ck.arch.startswith("gfx12") else 0
     launch.packed_ids = 0 if ck.arch.startswith("gfx10") or ck.arch in ("gfx900", "gfx906", "gfx908") else 1
@@ -268,5 +274,15 @@ def run_launch(
         launch.trap.site = len(translation.sites)
     if launch.trap.code:
         t = launch.trap
-        raise trap_error(kernel.name, translation.sites, t.code, t.site, t.lane, t.wave, t.address, t.extra, (t.group[0], t.group[1], t.group[2]))
+        raise trap_error(
+            kernel.name,
+            translation.sites,
+            t.code,
+            t.site,
+            t.lane,
+            t.wave,
+            t.address,
+            t.extra,
+            (t.group[0], t.group[1], t.group[2]),
+        )
     return collect(kernel.name, ck.static, translation.sites, counts, sites, seconds)

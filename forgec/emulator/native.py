@@ -1,7 +1,7 @@
 """C text of a translated kernel in, a loaded shared object out; compiled once per content and kept on disk.
 
-Uses clang (the ziglang wheel's, else one on PATH) and lld. The cache key covers the text, the engine's sources, the
-flags, the compiler and the host CPU; files are written under a temporary name and renamed.
+Uses clang (the ziglang wheel's, else one on PATH) and lld. The cache key covers the text, the engine's
+sources, the flags, the compiler and the host CPU; files are written under a temporary name and renamed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,16 @@ from forgec.errors import ToolchainError
 __all__ = ["cache_directory", "clang_command", "compile_kernel", "lld_command", "run_tool"]
 
 _MACHINE = Path(__file__).parent / "machine"
-_FLAGS = ("-target", "x86_64-linux-gnu", "-march=native", "-fPIC", "-ffreestanding", "-Wno-psabi", "-Wno-unused-value", "-Wno-ignored-attributes")
+_FLAGS = (
+    "-target",
+    "x86_64-linux-gnu",
+    "-march=native",
+    "-fPIC",
+    "-ffreestanding",
+    "-Wno-psabi",
+    "-Wno-unused-value",
+    "-Wno-ignored-attributes",
+)
 
 
 def cache_directory() -> Path:
@@ -72,7 +81,8 @@ def lld_command() -> list[str]:
 
 
 def run_tool(command: list[str], what: str) -> str:
-    """Run a tool and return its standard output; raises ToolchainError with the first lines of what it said."""
+    """Run a tool and return its standard output; raises ToolchainError with the first lines of what it
+    said."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
@@ -114,7 +124,19 @@ def _engine_object(wave: int) -> Path:
     if not final.exists():
         with tempfile.TemporaryDirectory(dir=final.parent) as folder:
             out = Path(folder) / "engine.o"
-            run_tool([*clang_command(), *_FLAGS, "-O2", f"-DW={wave}", "-c", str(_MACHINE / "engine.c"), "-o", str(out)], "compile the emulator's engine")
+            run_tool(
+                [
+                    *clang_command(),
+                    *_FLAGS,
+                    "-O2",
+                    f"-DW={wave}",
+                    "-c",
+                    str(_MACHINE / "engine.c"),
+                    "-o",
+                    str(out),
+                ],
+                "compile the emulator's engine",
+            )
             _publish(out, final)
     return final
 
@@ -130,8 +152,11 @@ def _shapes(wave: int) -> ShapeLibrary:
     return ShapeLibrary(cache_directory() / f"shapes-{wave}-{_engine_digest()[:24]}", compile_text)
 
 
-def compile_kernel(source: str, functions: Mapping[str, str], wave: int, optimise: str = "-O1") -> ctypes.CDLL:
-    """Compile ``source``, which calls ``functions``, for waves of ``wave`` lanes, or find it in the cache; load it.
+def compile_kernel(
+    source: str, functions: Mapping[str, str], wave: int, optimise: str = "-O1"
+) -> ctypes.CDLL:
+    """Compile ``source``, which calls ``functions``, for waves of ``wave`` lanes, or find it in the cache;
+    load it.
 
     Raises:
         ToolchainError: no compiler, or the translated text does not compile (a defect of the emulator).
@@ -146,11 +171,24 @@ def compile_kernel(source: str, functions: Mapping[str, str], wave: int, optimis
             exports = Path(folder) / "exports"
             exports.write_text("{ global: kernel_run; emu_worker; emu_finish; local: *; };\n")
             run_tool(
-                [*clang_command(), *_FLAGS, optimise, f"-DW={wave}", f"-I{_MACHINE}", "-c", str(text), "-o", str(obj)],
+                [
+                    *clang_command(),
+                    *_FLAGS,
+                    optimise,
+                    f"-DW={wave}",
+                    f"-I{_MACHINE}",
+                    "-c",
+                    str(text),
+                    "-o",
+                    str(obj),
+                ],
                 "compile a translated kernel",
             )
             objects = [str(obj), str(engine), *(str(path) for path in shapes)]
             link = [*lld_command(), "-shared", "--gc-sections", "--allow-multiple-definition", "-Bsymbolic"]
-            run_tool([*link, "--version-script", str(exports), "-o", str(shared), *objects], "link a translated kernel")
+            run_tool(
+                [*link, "--version-script", str(exports), "-o", str(shared), *objects],
+                "link a translated kernel",
+            )
             _publish(shared, final)
     return ctypes.CDLL(str(final))

@@ -1,7 +1,7 @@
 """Assembly text of one instruction in, a mnemonic with parsed operands and modifiers out.
 
-Understands the operand syntax of LLVM's AMDGPU assembler, which its listings and its disassembler share. It never
-judges whether an operand is legal: the bytes came from an assembler.
+Understands the operand syntax of LLVM's AMDGPU assembler, which its listings and its disassembler share. It
+never judges whether an operand is legal: the bytes came from an assembler.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ class Instruction:
     @property
     def branch_target(self) -> int:
         """Target of a SOPP/SOPK branch: its 16-bit word offset counts from the next instruction."""
-        return self.address + 4 + 4 * struct.unpack_from("<h", self.data)[0]
+        offset: int = struct.unpack_from("<h", self.data)[0]
+        return self.address + 4 + 4 * offset
 
     def bits(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
         """The list modifier ``name`` (``op_sel:[0,1]``), or ``default``; shorter lists are completed."""

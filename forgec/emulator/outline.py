@@ -1,8 +1,8 @@
 """C text of instructions in, shared out-of-line functions out.
 
-Instructions of the same shape differ only in register numbers and constants. Turning those into parameters leaves a
-few hundred small functions instead of thousands of inlined bodies, and clang's time falls tenfold. It never changes
-what the text computes.
+Instructions of the same shape differ only in register numbers and constants. Turning those into parameters
+leaves a few hundred small functions instead of thousands of inlined bodies, and clang's time falls tenfold.
+It never changes what the text computes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ _NUMBER = re.compile(
     r"|(?P<sa>w->(?:s|ds|ps)\[)(?P<s1>\d+)(?=\])"
     rf"|(?P<sb>\b(?:{_SCALAR})\(w, )(?P<s2>\d+)\b"
     r"|(?P<sc>\b(?:DALL|busy_s)\()(?P<s3>\d+)\b"
-    r"|(?P<ta>\b(?:TRAP_\w+|emu_load\(w|emu_store\(w|emu_atomic\(w|emu_sload\(w|emu_wait_trap\(w), )(?P<t1>\d+)\b"
+    r"|(?P<ta>\b(?:TRAP_\w+|emu_load\(w|emu_store\(w|emu_atomic\(w|emu_sload\(w|emu_wait_trap\(w), )"
+    r"(?P<t1>\d+)\b"
     r"|(?P<ca>SPLAT\(U32, )(?P<c1>0x[0-9a-f]+u)"
-    r"|(?P<cb>(?:&at|\bCNT_\w+|\bemu_sload\([^,]*, [^,]*, [^,]*|\bemu_(?!load|store|atomic|sload|trap|wait_trap)\w+\(w)"
+    r"|(?P<cb>(?:&at|\bCNT_\w+|\bemu_sload\([^,]*, [^,]*, [^,]*"
+    r"|\bemu_(?!load|store|atomic|sload|trap|wait_trap)\w+\(w)"
     r"(?:, \$\d+)*, )(?P<c2>-?\d+)\b"
 )
 _CONTROL = re.compile(r"\bgoto\b|\bR\d+:|return RUN_(?!TRAP)")

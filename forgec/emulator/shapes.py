@@ -1,7 +1,8 @@
 """The library of instruction shapes: every out-of-line function of every kernel, compiled once per machine.
 
-A shape's name is the digest of its text, so kernels of one model, and of the next one, share most of them. A kernel
-brings the shapes it needs; the ones that no object on disk has are compiled together into one more object.
+A shape's name is the digest of its text, so kernels of one model, and of the next one, share most of them. A
+kernel brings the shapes it needs; the ones that no object on disk has are compiled together into one more
+object.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class ShapeLibrary:
                     self._known.setdefault(name, index.with_suffix(".o"))
 
     def objects(self, functions: Mapping[str, str]) -> list[Path]:
-        """Object files that together define ``functions`` (name to C text), compiling those that are missing."""
+        """Object files that together define ``functions`` (name to C text), compiling those that are
+        missing."""
         with self._lock:
             self._folder.mkdir(parents=True, exist_ok=True)
             if any(name not in self._known for name in functions):

@@ -1,10 +1,10 @@
 """The notation of the instruction tables: one line of text per instruction in, one frozen Row out.
 
-A line reads ``names | results = sources | C expression``. Names are LLVM mnemonics without the encoding suffix;
-several names (families rename instructions) are separated by blanks. Types are u16 i16 f16 u32 i32 f32 u64 i64 f64,
-packed halves ``pu16 pi16 pf16``, packed singles ``pf32``, lane masks ``m``; ``@t`` is the old value of the result,
-``vcc`` the implicit mask, ``k`` a constant. Sources are bound to a, b, c, e; the expression gives the result, or
-assigns ``d`` (and ``d2`` for a second result) itself.
+A line reads ``names | results = sources | C expression``. Names are LLVM mnemonics without the encoding
+suffix; several names (families rename instructions) are separated by blanks. Types are u16 i16 f16 u32 i32
+f32 u64 i64 f64, packed halves ``pu16 pi16 pf16``, packed singles ``pf32``, lane masks ``m``; ``@t`` is the
+old value of the result, ``vcc`` the implicit mask, ``k`` a constant. Sources are bound to a, b, c, e; the
+expression gives the result, or assigns ``d`` (and ``d2`` for a second result) itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ __all__ = ["Row", "table"]
 
 @dataclass(frozen=True)
 class Row:
-    """The meaning of one instruction: result types, source types, C text, and the ISA section it is read beside."""
+    """The meaning of one instruction: result types, source types, C text, and the ISA section it is read
+    beside."""
 
     name: str
     results: tuple[str, ...]

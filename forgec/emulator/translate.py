@@ -1,8 +1,8 @@
 """The instructions of one kernel in, one C function that runs a wave out.
 
-Finds what is reachable from the kernel's entry, cuts it into blocks, and emits every instruction under its label.
-Barriers, sleeps and backward branches are points at which the function returns and later resumes. An instruction
-that no table covers raises: there is no silent no-op.
+Finds what is reachable from the kernel's entry, cuts it into blocks, and emits every instruction under its
+label. Barriers, sleeps and backward branches are points at which the function returns and later resumes. An
+instruction that no table covers raises: there is no silent no-op.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from forgec.emulator.emit_memory import emit_memory, is_memory
 from forgec.emulator.emit_scalar import IGNORED, emit_salu, emit_wait
 from forgec.emulator.emit_special import SPECIAL, emit_matrix
 from forgec.emulator.emit_vector import emit_vector, vector_row
-from forgec.emulator.outline import Outliner
 from forgec.emulator.operands import EXEC, Instruction, parse_instruction
+from forgec.emulator.outline import Outliner
 from forgec.errors import DeviceError
 
 __all__ = ["RawInstruction", "Segment", "Translation", "translate"]
@@ -69,9 +69,12 @@ class _Program:
             while address not in self.instructions:
                 found = raw.get(address)
                 if found is None:
-                    raise DeviceError(f"kernel '{kernel.name}' reaches {address:#x}, where nothing was disassembled")
+                    raise DeviceError(
+                        f"kernel '{kernel.name}' reaches {address:#x}, where nothing was disassembled"
+                    )
                 parsed = tuple(
-                    parse_instruction(found.address, found.data, part.strip()) for part in found.text.split("::")
+                    parse_instruction(found.address, found.data, part.strip())
+                    for part in found.text.split("::")
                 )
                 self.instructions[address] = parsed
                 ins = parsed[0]
@@ -102,7 +105,15 @@ def _vector_lines(ctx: Context, ins: Instruction) -> tuple[list[str], list[str]]
     plain = ins
     if ins.mnemonic.startswith("v_dual_"):
         plain = Instruction(
-            ins.address, ins.data, ins.text, "v_" + ins.mnemonic.removeprefix("v_dual_"), ins.encoding, ins.operands, ins.modifiers, ins.flags, ins.raw
+            ins.address,
+            ins.data,
+            ins.text,
+            "v_" + ins.mnemonic.removeprefix("v_dual_"),
+            ins.encoding,
+            ins.operands,
+            ins.modifiers,
+            ins.flags,
+            ins.raw,
         )
     row = vector_row(plain)
     return emit_vector(ctx, plain, row) if row is not None else None
@@ -145,7 +156,8 @@ def _emit(ctx: Context, parts: tuple[Instruction, ...], resume: dict[int, int]) 
         read, write = body.split("\x00")
         reads.append(read)
         writes.append(write)
-    # the writes of the first half may contain declarations of definedness that read registers: compute them first
+    # the writes of the first half may contain declarations of definedness that read registers: compute them
+    # first
     declared = [line for w in writes for line in w.splitlines() if line.startswith("u64 D")]
     plain = [line for w in writes for line in w.splitlines() if not line.startswith("u64 D")]
     early, late = [], []
@@ -174,7 +186,8 @@ def _ranges(numbers: set[int]) -> list[tuple[int, int]]:
 
 
 def _wait_check(ctx: Context) -> list[str]:
-    """A register with a load in flight may not be touched; the destination of a load only by the same counter."""
+    """A register with a load in flight may not be touched; the destination of a load only by the same
+    counter."""
     vgprs, sgprs = set(ctx.vgprs), {s for s in ctx.sgprs if s < 108}
     terms = []
     if ctx.load_destination is not None:
@@ -195,11 +208,14 @@ def _writes_exec(parts: tuple[Instruction, ...]) -> bool:
     return bool(ins.operands) and ins.operands[0].kind == "s" and ins.operands[0].reg in (EXEC, EXEC + 1)
 
 
-def translate(code: CodeObject, kernel: Kernel, raw: Mapping[int, RawInstruction], checks: bool) -> Translation:
+def translate(
+    code: CodeObject, kernel: Kernel, raw: Mapping[int, RawInstruction], checks: bool
+) -> Translation:
     """Translate ``kernel`` to C.
 
     Raises:
-        DeviceError: an instruction that is not covered (named with its address and kernel), or unreadable text.
+        DeviceError: an instruction that is not covered (named with its address and kernel), or unreadable
+        text.
     """
     program = _Program(code, kernel, raw)
     agpr_base = max(kernel.vgprs, 1)
@@ -211,7 +227,14 @@ def translate(code: CodeObject, kernel: Kernel, raw: Mapping[int, RawInstruction
         p[0].mnemonic in ("s_setreg_b32", "s_setreg_imm32_b32", "s_round_mode", "s_denorm_mode")
         for p in program.instructions.values()
     )
-    ctx = Context(kernel.name, code.arch, kernel.wave, checks, agpr_base, mixed_mode=changes_mode or f32_fields != f64_fields)
+    ctx = Context(
+        kernel.name,
+        code.arch,
+        kernel.wave,
+        checks,
+        agpr_base,
+        mixed_mode=changes_mode or f32_fields != f64_fields,
+    )
     outliner = Outliner()
     body: list[str] = []
     sites: list[Instruction] = []
@@ -229,7 +252,13 @@ def translate(code: CodeObject, kernel: Kernel, raw: Mapping[int, RawInstruction
             body.append(f"{label(address)}:;")
             fresh = True
         ctx.site = len(sites)
-        whole = ins if len(parts) == 1 else Instruction(ins.address, ins.data, raw[address].text, ins.mnemonic, ins.encoding, ins.operands)
+        whole = (
+            ins
+            if len(parts) == 1
+            else Instruction(
+                ins.address, ins.data, raw[address].text, ins.mnemonic, ins.encoding, ins.operands
+            )
+        )
         sites.append(whole)
         if fresh:
             body.append(f"COUNT({len(segments)});")
@@ -253,14 +282,26 @@ def translate(code: CodeObject, kernel: Kernel, raw: Mapping[int, RawInstruction
         comment = whole.text.replace("*/", "").replace("\\", "")
         statement = outliner.call(text) if text else ";"
         body.append(f"/* {address:x}: {comment} */ {yielding}{statement}")
-        fresh = _writes_exec(parts) or (ctx.resume_points != points and "R%d:" % points in text) or ins.mnemonic in _CALLS
+        fresh = (
+            _writes_exec(parts)
+            or (ctx.resume_points != points and f"R{points}:" in text)
+            or ins.mnemonic in _CALLS
+        )
         fresh = fresh or is_branch(ins) or ins.mnemonic in _ENDS
         previous_end = address + len(ins.data)
     source = _function(ctx, program, kernel, body, resume, outliner.prototypes)
-    return Translation(source, outliner.functions, tuple(sites), tuple(Segment(tuple(s)) for s in segments), max(high, kernel.vgprs, agpr_base + kernel.agprs, 3))
+    return Translation(
+        source,
+        outliner.functions,
+        tuple(sites),
+        tuple(Segment(tuple(s)) for s in segments),
+        max(high, kernel.vgprs, agpr_base + kernel.agprs, 3),
+    )
 
 
-def _function(ctx: Context, program: _Program, kernel: Kernel, body: list[str], resume: dict[int, int], prototypes: str) -> str:
+def _function(
+    ctx: Context, program: _Program, kernel: Kernel, body: list[str], resume: dict[int, int], prototypes: str
+) -> str:
     by_point = {point: label(target) for target, point in resume.items()}
     cases = "\n".join(f"    case {n}: goto {by_point.get(n, f'R{n}')};" for n in range(1, ctx.resume_points))
     targets = "\n".join(f"    case {t:#x}: goto {label(t)};" for t in sorted(program.targets))

@@ -28,22 +28,50 @@ _SENTENCES = (
     "could not get memory for its workgroups",
     "is not covered",
 )
-_NAMES = (
-    "none out-of-bounds freed misaligned uninitialised-memory uninitialised-address uninitialised-branch missing-wait "
-    "lds-out-of-bounds lds-race read-only bad-pc scratch-out-of-bounds hang s-trap uninitialised-sgpr barrier "
-    "no-memory uncovered"
-).split()
+_NAMES = [
+    "none",
+    "out-of-bounds",
+    "freed",
+    "misaligned",
+    "uninitialised-memory",
+    "uninitialised-address",
+    "uninitialised-branch",
+    "missing-wait",
+    "lds-out-of-bounds",
+    "lds-race",
+    "read-only",
+    "bad-pc",
+    "scratch-out-of-bounds",
+    "hang",
+    "s-trap",
+    "uninitialised-sgpr",
+    "barrier",
+    "no-memory",
+    "uncovered",
+]
 
 
 class EmulatorTrap(DeviceError):
     """A kernel did something that a GPU would fault on, or that makes its result undefined.
 
-    ``kind`` is a short name (``out-of-bounds``, ``lds-race``, ``missing-wait`` …), ``instruction`` the text of the
-    instruction, ``pc`` its virtual address, ``lane``, ``wave`` and ``group`` say where.
+    ``kind`` is a short name (``out-of-bounds``, ``lds-race``, ``missing-wait`` …), ``instruction`` the text
+    of the instruction, ``pc`` its virtual address, ``lane``, ``wave`` and ``group`` say where.
     """
 
-    def __init__(self, message: str, kind: str, kernel: str, pc: int, instruction: str, lane: int, wave: int, group: tuple[int, int, int]) -> None:
-        super().__init__(message, "the emulator traps on behaviour that is undefined on the GPU; fix the kernel")
+    def __init__(
+        self,
+        message: str,
+        kind: str,
+        kernel: str,
+        pc: int,
+        instruction: str,
+        lane: int,
+        wave: int,
+        group: tuple[int, int, int],
+    ) -> None:
+        super().__init__(
+            message, "the emulator traps on behaviour that is undefined on the GPU; fix the kernel"
+        )
         self.kind = kind
         self.kernel = kernel
         self.pc = pc
@@ -54,11 +82,24 @@ class EmulatorTrap(DeviceError):
 
 
 def trap_error(
-    kernel: str, sites: tuple[Instruction, ...], code: int, site: int, lane: int, wave: int, address: int, extra: int, group: tuple[int, int, int]
+    kernel: str,
+    sites: tuple[Instruction, ...],
+    code: int,
+    site: int,
+    lane: int,
+    wave: int,
+    address: int,
+    extra: int,
+    group: tuple[int, int, int],
 ) -> EmulatorTrap:
     """The exception for one trap record."""
     ins = sites[site] if site < len(sites) else None
     what = _SENTENCES[code].format(address=address, extra=extra)
     where = f"'{ins.text}' at {ins.address:#x}" if ins else "the kernel"
-    message = f"kernel '{kernel}': {where} {what} (lane {lane} of wave {wave}, workgroup {group[0]},{group[1]},{group[2]})"
-    return EmulatorTrap(message, _NAMES[code], kernel, ins.address if ins else 0, ins.text if ins else "", lane, wave, group)
+    message = (
+        f"kernel '{kernel}': {where} {what}"
+        f" (lane {lane} of wave {wave}, workgroup {group[0]},{group[1]},{group[2]})"
+    )
+    return EmulatorTrap(
+        message, _NAMES[code], kernel, ins.address if ins else 0, ins.text if ins else "", lane, wave, group
+    )

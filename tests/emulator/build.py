@@ -1,4 +1,5 @@
-"""HIP text in, code objects out: compiled with the ziglang clang exactly as packages are, once per process."""
+"""HIP text in, code objects out: compiled with the ziglang clang exactly as packages are, once per
+process."""
 
 from __future__ import annotations
 
@@ -33,7 +34,21 @@ def build(text: str, arch: str, *flags: str) -> tuple[bytes, str]:
         source.write_text(PRELUDE + text)
         common = ["--cuda-device-only", "-O3", "-nogpuinc", "-nogpulib", "-mcode-object-version=5"]
         clang = clang_command()
-        run_tool([*clang, "-x", "hip", f"--offload-arch={arch}", *common, *flags, "-S", str(source), "-o", str(listing)], "compile a test kernel")
+        run_tool(
+            [
+                *clang,
+                "-x",
+                "hip",
+                f"--offload-arch={arch}",
+                *common,
+                *flags,
+                "-S",
+                str(source),
+                "-o",
+                str(listing),
+            ],
+            "compile a test kernel",
+        )
         text = listing.read_text()
     return assemble(text, arch), text
 
@@ -44,6 +59,18 @@ def assemble(listing: str, arch: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         source, obj, out = Path(folder) / "k.s", Path(folder) / "k.o", Path(folder) / "k.hsaco"
         source.write_text(listing)
-        run_tool([*clang_command(), "-target", "amdgcn-amd-amdhsa", f"-mcpu={arch}", "-c", str(source), "-o", str(obj)], "assemble")
+        run_tool(
+            [
+                *clang_command(),
+                "-target",
+                "amdgcn-amd-amdhsa",
+                f"-mcpu={arch}",
+                "-c",
+                str(source),
+                "-o",
+                str(obj),
+            ],
+            "assemble",
+        )
         run_tool([*lld_command(), "-shared", str(obj), "-o", str(out)], "link")
         return out.read_bytes()

@@ -15,19 +15,23 @@ from tests.emulator.build import assemble, build
 
 ROWS, COLS = 5, 200
 
-# Softmax of each row, times a vector held in LDS: shuffles, LDS, barriers, masks, a guarded store, a last-block sum.
+# Softmax of each row, times a vector held in LDS: shuffles, LDS, barriers, masks, a guarded store, a
+# last-block sum.
 KERNEL = """
 DEVICE float lanes_max(float x) {
   for (int o = WIDTH / 2; o; o >>= 1)
-    x = __builtin_fmaxf(x, __builtin_bit_cast(float, __builtin_amdgcn_ds_bpermute(((lane_id() ^ o) & (WAVE - 1)) * 4, __builtin_bit_cast(int, x))));
+    x = __builtin_fmaxf(x, __builtin_bit_cast(float, __builtin_amdgcn_ds_bpermute(((lane_id() ^ o) & (WAVE -
+    1)) * 4, __builtin_bit_cast(int, x))));
   return x;
 }
 DEVICE float lanes_sum(float x) {
   for (int o = WIDTH / 2; o; o >>= 1)
-    x += __builtin_bit_cast(float, __builtin_amdgcn_ds_bpermute(((lane_id() ^ o) & (WAVE - 1)) * 4, __builtin_bit_cast(int, x)));
+    x += __builtin_bit_cast(float, __builtin_amdgcn_ds_bpermute(((lane_id() ^ o) & (WAVE - 1)) * 4,
+    __builtin_bit_cast(int, x)));
   return x;
 }
-KERNEL BLOCK(256) void row_softmax(const float* in, const float* scale, float* out, float* partial, u32* done, float* total, int n) {
+KERNEL BLOCK(256) void row_softmax(const float* in, const float* scale, float* out, float* partial, u32*
+done, float* total, int n) {
   SHARED float part[8];
   SHARED float kept[256];
   int t = lane_id(), row = block_id();
@@ -59,8 +63,14 @@ KERNEL BLOCK(256) void row_softmax(const float* in, const float* scale, float* o
 }
 """
 DEFAULTS = {
-    "WIDTH": "WAVE", "MASK": "t < n", "STORE": "t < n", "BARRIER_1": "barrier();", "BARRIER_2": "barrier();",
-    "BARRIER_3": "barrier();", "SLOT": "t", "LAST": "ROWS - 1",
+    "WIDTH": "WAVE",
+    "MASK": "t < n",
+    "STORE": "t < n",
+    "BARRIER_1": "barrier();",
+    "BARRIER_2": "barrier();",
+    "BARRIER_3": "barrier();",
+    "SLOT": "t",
+    "LAST": "ROWS - 1",
     "FENCE": '__builtin_amdgcn_fence(__ATOMIC_RELEASE, "agent");',
 }
 
@@ -85,11 +95,22 @@ def check(arch: str, text: str, mutate: Callable[[str], str] | None = None, seed
     rng = np.random.default_rng(5)
     x = rng.standard_normal((ROWS, COLS)).astype(np.float32)
     scale = rng.uniform(0.5, 2, COLS).astype(np.float32)
-    pointers = [device.upload(x), device.upload(scale), device.malloc(ROWS * COLS * 4), device.malloc(ROWS * 4), device.upload(np.zeros(1, np.uint32)), device.malloc(4)]
-    device.launch(device.load(code, listing), "row_softmax", ROWS, 256, struct.pack("<QQQQQQi", *pointers, COLS))
+    pointers = [
+        device.upload(x),
+        device.upload(scale),
+        device.malloc(ROWS * COLS * 4),
+        device.malloc(ROWS * 4),
+        device.upload(np.zeros(1, np.uint32)),
+        device.malloc(4),
+    ]
+    device.launch(
+        device.load(code, listing), "row_softmax", ROWS, 256, struct.pack("<QQQQQQi", *pointers, COLS)
+    )
     e = np.exp(x.astype(np.float64) - x.max(1, keepdims=True))
     expected = e / e.sum(1, keepdims=True) * scale
-    np.testing.assert_allclose(device.read(pointers[2], np.float32, ROWS * COLS).reshape(ROWS, COLS), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        device.read(pointers[2], np.float32, ROWS * COLS).reshape(ROWS, COLS), expected, rtol=1e-5
+    )
     np.testing.assert_allclose(device.read(pointers[5], np.float32, 1), e.sum(), rtol=1e-5)
 
 
@@ -114,7 +135,11 @@ def widen_exec(listing: str) -> str:
     for at in reversed(found):
         line = at.group()
         saved = re.search(r"s_and_saveexec_b(32|64) (\S+), ", line)
-        new = f"\ts_mov_b{saved.group(1)} {saved.group(2)}, exec{'_lo' if saved.group(1) == '32' else ''}" if saved else "\ts_nop 0"
+        new = (
+            f"\ts_mov_b{saved.group(1)} {saved.group(2)}, exec{'_lo' if saved.group(1) == '32' else ''}"
+            if saved
+            else "\ts_nop 0"
+        )
         pieces = pieces[: at.start()] + new + pieces[at.end() :]
     return pieces
 

@@ -1,4 +1,6 @@
-"""Waves, workgroups and barriers: progress of spinning grids, interleaving, identities, hidden arguments, counters."""
+# ruff: noqa: E501 (C text and rows of cases are not broken)
+"""Waves, workgroups and barriers: progress of spinning grids, interleaving, identities, hidden arguments,
+counters."""
 
 from __future__ import annotations
 
@@ -41,21 +43,23 @@ def test_grid_barriers_make_progress(arch: str, sleep: str) -> None:
     device = Device(arch, threads=2, timeout=60)
     start = np.random.default_rng().integers(0, 1000, (blocks, 128)).astype(np.uint32)
     counter, cells = device.upload(np.zeros(1, np.uint32)), device.upload(start)
-    device.launch(device.load(code, listing), "rounds", blocks, 128, struct.pack("<QQII", counter, cells, blocks, n))
+    device.launch(
+        device.load(code, listing), "rounds", blocks, 128, struct.pack("<QQII", counter, cells, blocks, n)
+    )
     expected = np.roll(start, n, 0) + n * (n + 1) // 2
     assert np.array_equal(device.read(cells, np.uint32, blocks * 128).reshape(blocks, 128), expected)
 
 
 IDENTITY = """
 KERNEL BLOCK(256) void who(u32* out) {
-  u32 x = __builtin_amdgcn_workitem_id_x(), y = __builtin_amdgcn_workitem_id_y(), z = __builtin_amdgcn_workitem_id_z();
-  u32 gx = __builtin_amdgcn_workgroup_id_x(), gy = __builtin_amdgcn_workgroup_id_y(), gz = __builtin_amdgcn_workgroup_id_z();
-  u32 group = gx + 3 * (gy + 2 * gz), local = x + 5 * (y + 4 * z);
-  u32* at = out + (group * 60 + local) * 4;
-  at[0] = x | y << 8 | z << 16;
-  at[1] = gx | gy << 8 | gz << 16;
-  at[2] = __builtin_amdgcn_workgroup_size_x() | __builtin_amdgcn_workgroup_size_y() << 8 | __builtin_amdgcn_workgroup_size_z() << 16;
-  at[3] = __builtin_amdgcn_grid_size_x() | __builtin_amdgcn_grid_size_y() << 8 | __builtin_amdgcn_grid_size_z() << 16;
+  u32 x = __builtin_amdgcn_workitem_id_x(), y = __builtin_amdgcn_workitem_id_y(), z =
+  __builtin_amdgcn_workitem_id_z(); u32 gx = __builtin_amdgcn_workgroup_id_x(), gy =
+  __builtin_amdgcn_workgroup_id_y(), gz = __builtin_amdgcn_workgroup_id_z(); u32 group = gx + 3 * (gy + 2 *
+  gz), local = x + 5 * (y + 4 * z); u32* at = out + (group * 60 + local) * 4; at[0] = x | y << 8 | z << 16;
+  at[1] = gx | gy << 8 | gz << 16; at[2] = __builtin_amdgcn_workgroup_size_x() |
+  __builtin_amdgcn_workgroup_size_y() << 8 | __builtin_amdgcn_workgroup_size_z() << 16; at[3] =
+  __builtin_amdgcn_grid_size_x() | __builtin_amdgcn_grid_size_y() << 8 | __builtin_amdgcn_grid_size_z() <<
+  16;
 }
 """
 
@@ -80,7 +84,8 @@ KERNEL BLOCK(256) void histogram(const u32* in, u64* out, u32 n, u32 bins) {
   for (u32 i = lane_id(); i < bins; i += 256) local[i] = 0;
   barrier();
   for (u32 i = block_id() * 256 + lane_id(); i < n; i += 1024)
-    __hip_atomic_fetch_add(&local[in[i] % bins], 1ul + ((u64)in[i] << 32), __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_WORKGROUP);
+    __hip_atomic_fetch_add(&local[in[i] % bins], 1ul + ((u64)in[i] << 32), __ATOMIC_RELAXED,
+    __HIP_MEMORY_SCOPE_WORKGROUP);
   barrier();
   for (u32 i = lane_id(); i < bins; i += 256)
     __hip_atomic_fetch_add(&out[i], local[i], __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
@@ -97,7 +102,14 @@ def test_lds_and_global_atomics(arch: str, seed: int | None) -> None:
     n, bins = int(rng.integers(2000, 5000)), int(rng.integers(100, 400))
     data = rng.integers(0, 1 << 20, n).astype(np.uint32)
     source, out = device.upload(data), device.upload(np.zeros(bins, np.uint64))
-    device.launch(device.load(code, listing), "histogram", 4, 256, struct.pack("<QQII", source, out, n, bins), dynamic_lds=8 * bins)
+    device.launch(
+        device.load(code, listing),
+        "histogram",
+        4,
+        256,
+        struct.pack("<QQII", source, out, n, bins),
+        dynamic_lds=8 * bins,
+    )
     expected = np.zeros(bins, np.uint64)
     np.add.at(expected, data % bins, np.uint64(1) + (data.astype(np.uint64) << np.uint64(32)))
     assert np.array_equal(device.read(out, np.uint64, bins), expected)
@@ -134,7 +146,8 @@ def test_calls_scratch_and_constants(arch: str) -> None:
 def test_seed_reproduces_and_varies_the_order() -> None:
     text = """
     KERNEL BLOCK(64) void order(u32* ticket, u32* out) {
-      if (lane_id() == 0) out[block_id()] = __hip_atomic_fetch_add(ticket, 1u, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
+      if (lane_id() == 0) out[block_id()] = __hip_atomic_fetch_add(ticket, 1u, __ATOMIC_RELAXED,
+      __HIP_MEMORY_SCOPE_AGENT);
     }"""
     code, listing = build(text, "gfx1100")
 

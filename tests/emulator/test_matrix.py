@@ -1,9 +1,9 @@
+# ruff: noqa: E501 (C text and rows of cases are not broken)
 """WMMA and MFMA tiles against float64 products, with the operand layouts of the ISA documents."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,20 +15,35 @@ from tests.emulator.build import build
 Array = np.ndarray[Any, Any]
 
 
-def run(arch: str, builtin: str, vectors: tuple[str, str, str], a: Array, b: Array, c: Array, result_bytes: int, tail: str = "") -> bytes:
+def run(
+    arch: str,
+    builtin: str,
+    vectors: tuple[str, str, str],
+    a: Array,
+    b: Array,
+    c: Array,
+    result_bytes: int,
+    tail: str = "",
+) -> bytes:
     """Launch one wave that feeds per-lane registers to a builtin; a, b, c are [lane, bytes]."""
     wave = a.shape[0]
-    va, vb, vc = vectors
+    types = ""
+    for i, vector in enumerate(vectors):
+        element, _, count = vector.rpartition("x")
+        wide_type = f" __attribute__((ext_vector_type({count})))" if count != "1" else ""
+        types += f"typedef {element} V{i}{wide_type}; "
     text = f"""
     typedef _Float16 half; typedef short i16; typedef int i32;
-    {''.join(f'typedef {v.split("x")[0]} V{i} __attribute__((ext_vector_type({v.split("x")[1]})));' if int(v.split("x")[1]) > 1 else f'typedef {v.split("x")[0]} V{i};' for i, v in enumerate((va, vb, vc)))}
+    {types}
     KERNEL BLOCK({wave}) void tile(const V0* a, const V1* b, const V2* c, V2* d) {{
       u32 t = lane_id();
       d[t] = {builtin.replace("A", "a[t]").replace("B", "b[t]").replace("C", "c[t]")};
     }}"""
     code, listing = build(text, arch)
     device = Device(arch)
-    pointers = [device.upload(np.ascontiguousarray(x)) for x in (a, b, c)] + [device.malloc(wave * result_bytes)]
+    pointers = [device.upload(np.ascontiguousarray(x)) for x in (a, b, c)] + [
+        device.malloc(wave * result_bytes)
+    ]
     device.launch(device.load(code, listing), "tile", 1, wave, struct.pack("<QQQQ", *pointers))
     return device.read_bytes(pointers[3], wave * result_bytes)
 
@@ -53,22 +68,27 @@ def operands(rng: np.random.Generator, kind: str, rows: int, k: int) -> tuple[Ar
     return stored, stored.astype(np.float64)
 
 
+def packed(x: Array, kind: str) -> Array:
+    """Bytes of an integer operand; two 4-bit elements share one."""
+    if kind != "i4":
+        return x.astype(np.uint8)
+    return ((x[:, 0::2] & 15) | (x[:, 1::2] & 15) << 4).astype(np.uint8)
+
+
 @pytest.mark.parametrize("kind", ["f16", "bf16", "u8", "i8", "i4"])
 def test_wmma_gfx11(kind: str) -> None:
-    """RDNA3 7.9: lane l holds row (column) l mod 16 of A (B); result register r of lane l is row 2 r + l / 16."""
+    """RDNA3 7.9: lane l holds row (column) l mod 16 of A (B); result register r of lane l is row 2 r + l /
+    16."""
     rng = np.random.default_rng()
     lanes = np.arange(32)
     if kind in ("u8", "i8", "i4"):
         lo, hi = {"u8": (0, 256), "i8": (-128, 128), "i4": (-8, 8)}[kind]
         a, b = rng.integers(lo, hi, (16, 16)), rng.integers(lo, hi, (16, 16))
         c = rng.integers(-1000, 1000, (16, 16)).astype(np.int32)
-        pack: Callable[[Array], Array] = lambda x: (  # noqa: E731
-            ((x[:, 0::2] & 15) | (x[:, 1::2] & 15) << 4).astype(np.uint8) if kind == "i4" else x.astype(np.uint8)
-        )
         sign = "false" if kind == "u8" else "true"
         builtin = f"__builtin_amdgcn_wmma_i32_16x16x16_iu{4 if kind == 'i4' else 8}_w32({sign}, A, {sign}, B, C, false)"
         vectors = ("intx2", "intx2", "intx8") if kind == "i4" else ("intx4", "intx4", "intx8")
-        sa, sb = pack(a), pack(b)
+        sa, sb = packed(a, kind), packed(b, kind)
     else:
         (sa, a), (sb, b) = operands(rng, kind, 16, 16), operands(rng, kind, 16, 16)
         c = rng.standard_normal((16, 16)).astype(np.float32)
@@ -84,16 +104,23 @@ def test_wmma_gfx11(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["f16", "i8"])
 def test_wmma_gfx12(kind: str) -> None:
-    """RDNA4 7.9: K is split between the halves of the wave; result register r of lane l is row r + 8 (l / 16)."""
+    """RDNA4 7.9: K is split between the halves of the wave; result register r of lane l is row r + 8 (l /
+    16)."""
     rng = np.random.default_rng()
     lanes = np.arange(32)
     (sa, a), (sb, b) = operands(rng, kind, 16, 16), operands(rng, kind, 16, 16)
     if kind == "f16":
         c: Array = rng.standard_normal((16, 16)).astype(np.float32)
-        builtin, vectors = "__builtin_amdgcn_wmma_f32_16x16x16_f16_w32_gfx12(A, B, C)", ("halfx8", "halfx8", "floatx8")
+        builtin, vectors = (
+            "__builtin_amdgcn_wmma_f32_16x16x16_f16_w32_gfx12(A, B, C)",
+            ("halfx8", "halfx8", "floatx8"),
+        )
     else:
         c = rng.integers(-1000, 1000, (16, 16)).astype(np.int32)
-        builtin, vectors = "__builtin_amdgcn_wmma_i32_16x16x16_iu8_w32_gfx12(true, A, true, B, C, false)", ("intx2", "intx2", "intx8")
+        builtin, vectors = (
+            "__builtin_amdgcn_wmma_i32_16x16x16_iu8_w32_gfx12(true, A, true, B, C, false)",
+            ("intx2", "intx2", "intx8"),
+        )
     halves = [s.reshape(16, 2, 8)[lanes % 16, lanes // 16] for s in (sa, sb)]
     registers = np.stack([c[r + 8 * (lanes // 16), lanes % 16] for r in range(8)], 1)
     raw = run("gfx1201", builtin, vectors, halves[0], halves[1], registers, 32)
@@ -123,7 +150,8 @@ MFMA = {
 
 @pytest.mark.parametrize("name", MFMA)
 def test_mfma(name: str) -> None:
-    """CDNA3 7.1.4: lane l holds row l mod M; groups of lanes hold consecutive runs of K, or further blocks."""
+    """CDNA3 7.1.4: lane l holds row l mod M; groups of lanes hold consecutive runs of K, or further
+    blocks."""
     size, blocks, held, kind, vector, chips = MFMA[name]
     rng = np.random.default_rng()
     lanes = np.arange(64)
@@ -137,7 +165,11 @@ def test_mfma(name: str) -> None:
     c = (rng.standard_normal((blocks, size, size)) * 10).astype(dtype)
     r = np.arange(count)
     if size == 32:
-        where = [(r // 16)[None], 8 * (r % 16 // 4)[None] + 4 * (lanes // 32)[:, None] + (r % 4)[None], (lanes % 32)[:, None]]
+        where = [
+            (r // 16)[None],
+            8 * (r % 16 // 4)[None] + 4 * (lanes // 32)[:, None] + (r % 4)[None],
+            (lanes % 32)[:, None],
+        ]
     elif size == 16 and kind == "f64":
         where = [np.zeros((1, 1), int), (lanes // 16)[:, None] + 4 * r[None], (lanes % 16)[:, None]]
     elif size == 16:
@@ -145,10 +177,22 @@ def test_mfma(name: str) -> None:
     else:
         where = [(lanes // 4)[:, None], r[None], (lanes % 4)[:, None]]
     index = tuple(np.broadcast_arrays(*where))
-    product = np.einsum("bik,bjk->bij", values[0].reshape(blocks, size, k), values[1].reshape(blocks, size, k))
+    product = np.einsum(
+        "bik,bjk->bij", values[0].reshape(blocks, size, k), values[1].reshape(blocks, size, k)
+    )
     expected = (product + c)[index]
     element = {"f64": "double", "i8": "int"}.get(kind, "float")
     for arch in chips.split():
         builtin = f"__builtin_amdgcn_mfma_{name}(A, B, C, 0, 0, 0)"
-        raw = run(arch, builtin, (vector, vector, f"{element}x{count}"), registers[0], registers[1], c[index], count * np.dtype(dtype).itemsize)
-        np.testing.assert_allclose(np.frombuffer(raw, dtype).reshape(64, count), expected, rtol=2e-6, atol=1e-5)
+        raw = run(
+            arch,
+            builtin,
+            (vector, vector, f"{element}x{count}"),
+            registers[0],
+            registers[1],
+            c[index],
+            count * np.dtype(dtype).itemsize,
+        )
+        np.testing.assert_allclose(
+            np.frombuffer(raw, dtype).reshape(64, count), expected, rtol=2e-6, atol=1e-5
+        )

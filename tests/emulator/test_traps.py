@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (C text and rows of cases are not broken)
 """What a GPU would leave undefined stops the emulator, with the kernel, the instruction and the lane."""
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def launch(device: Device, text: str, symbol: str, block: int, *arguments: int, 
     device.launch(device.load(code, listing), symbol, grid, block, packed)
 
 
-def trap(device: Device, kind: str, text: str, symbol: str, block: int, *arguments: int, grid: int = 1) -> EmulatorTrap:
+def trap(
+    device: Device, kind: str, text: str, symbol: str, block: int, *arguments: int, grid: int = 1
+) -> EmulatorTrap:
     with pytest.raises(EmulatorTrap) as caught:
         launch(device, text, symbol, block, *arguments, grid=grid)
     assert caught.value.kind == kind, caught.value.message
@@ -43,7 +46,9 @@ class TestMemory:
         launch(device, COPY, "copy", 64, source, out, 64)
         assert np.array_equal(device.read(out, np.uint32, 64), np.arange(1, 65))
         found = trap(device, "out-of-bounds", COPY, "copy", 65, source, out, 65)
-        assert "store" in found.instruction and found.wave * (32 if arch == "gfx1100" else 64) + found.lane == 64
+        assert (
+            "store" in found.instruction and found.wave * (32 if arch == "gfx1100" else 64) + found.lane == 64
+        )
         assert f"{out + 256:#x}" in found.message
 
     def test_freed(self, arch: str) -> None:
@@ -69,12 +74,29 @@ class TestMemory:
     def test_unwritten_memory_as_an_index(self, arch: str) -> None:
         device = Device(arch)
         text = "KERNEL void gather(const u32* index, const u32* in, u32* out) { out[lane_id()] = in[index[lane_id()]]; }"
-        trap(device, "uninitialised-address", text, "gather", 32, device.malloc(128), device.upload(np.zeros(32, np.uint32)), device.malloc(128))
+        trap(
+            device,
+            "uninitialised-address",
+            text,
+            "gather",
+            32,
+            device.malloc(128),
+            device.upload(np.zeros(32, np.uint32)),
+            device.malloc(128),
+        )
 
     def test_unwritten_memory_decides_a_branch(self, arch: str) -> None:
         device = Device(arch)
         text = "KERNEL void branch(const u32* in, u32* out) { if (in[lane_id()] > 5) out[lane_id()] = 1; }"
-        trap(device, "uninitialised-branch", text, "branch", 32, device.malloc(128), device.upload(np.zeros(32, np.uint32)))
+        trap(
+            device,
+            "uninitialised-branch",
+            text,
+            "branch",
+            32,
+            device.malloc(128),
+            device.upload(np.zeros(32, np.uint32)),
+        )
 
     def test_unwritten_values_may_be_copied_but_not_read_back(self, arch: str) -> None:
         device = Device(arch)
@@ -103,7 +125,8 @@ class TestLds:
         source, out = device.upload(np.arange(256, dtype=np.uint32)), device.malloc(1024)
         launch(device, RACE % "barrier();", "reverse", 256, source, out)
         assert np.array_equal(device.read(out, np.uint32, 256), np.arange(256)[::-1])
-        # without the barrier a wave reads what another wrote, or what nobody wrote yet, or writes what was read
+        # without the barrier a wave reads what another wrote, or what nobody wrote yet, or writes what was
+        # read
         with pytest.raises((EmulatorTrap, DeviceError)) as caught:
             launch(device, RACE % "", "reverse", 256, source, out)
             device.read(out, np.uint32, 256)
@@ -118,7 +141,15 @@ class TestLds:
     def test_unwritten_lds_as_an_address(self, arch: str) -> None:
         device = Device(arch)
         text = "KERNEL void stray(const u32* in, u32* out) { SHARED u32 x[64]; x[lane_id() & 31] = 0; barrier(); out[lane_id()] = in[x[lane_id()]]; }"
-        trap(device, "uninitialised-address", text, "stray", 64, device.upload(np.zeros(64, np.uint32)), device.malloc(256))
+        trap(
+            device,
+            "uninitialised-address",
+            text,
+            "stray",
+            64,
+            device.upload(np.zeros(64, np.uint32)),
+            device.malloc(256),
+        )
 
 
 @pytest.mark.parametrize("arch", ARCHES)
@@ -130,7 +161,9 @@ def test_missing_wait(arch: str) -> None:
     device = Device(arch)
     source, out = device.upload(np.arange(64, dtype=np.uint32)), device.malloc(256)
     with pytest.raises(EmulatorTrap) as caught:
-        device.launch(device.load(assemble(broken, arch), broken), "copy", 1, 64, struct.pack("<QQi", source, out, 64))
+        device.launch(
+            device.load(assemble(broken, arch), broken), "copy", 1, 64, struct.pack("<QQi", source, out, 64)
+        )
     assert caught.value.kind == "missing-wait"
     device.launch(device.load(code, listing), "copy", 1, 64, struct.pack("<QQi", source, out, 64))
 
@@ -143,13 +176,22 @@ def test_endless_wait_is_a_hang(arch: str) -> None:
 
 
 def test_trap_instruction() -> None:
-    trap(Device("gfx1100"), "s-trap", "KERNEL void bad(u32* p) { __builtin_trap(); }", "bad", 1, Device("gfx1100").malloc(4))
+    trap(
+        Device("gfx1100"),
+        "s-trap",
+        "KERNEL void bad(u32* p) { __builtin_trap(); }",
+        "bad",
+        1,
+        Device("gfx1100").malloc(4),
+    )
 
 
 def test_uncovered_instruction_is_named() -> None:
     text = 'KERNEL void odd(u32* p) { asm volatile("s_rfe_b64 s[2:3]" ::: "memory"); *p = 1; }'
     device = Device("gfx1100")
-    with pytest.raises(DeviceError, match=r"does not cover 's_rfe_b64' at 0x[0-9a-f]+ of kernel 'odd' on gfx1100"):
+    with pytest.raises(
+        DeviceError, match=r"does not cover 's_rfe_b64' at 0x[0-9a-f]+ of kernel 'odd' on gfx1100"
+    ):
         launch(device, text, "odd", 1, device.malloc(4))
 
 

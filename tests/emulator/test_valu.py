@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (C text and rows of cases are not broken)
 """Every covered vector instruction against its meaning in NumPy: random operands and all special values."""
 
 from __future__ import annotations
@@ -14,9 +15,54 @@ from tests.emulator.valu_cases import CASES, OLD, TYPES, Array, Case
 
 ARCHES = ["gfx1100", "gfx942"]
 N = 256
-_SPECIAL32 = [0, 1, 0x80000000, 0x7FFFFFFF, 0xFFFFFFFF, 0x3F800000, 0xBF800000, 0x7F800000, 0xFF800000, 0x7FC00000, 0x00800000, 0x007FFFFF, 0x80000001, 0x7F7FFFFF, 0x3F000000, 0x4F000000, 0xCF000000, 0x4B800001]
-_SPECIAL16 = [0, 0x8000, 1, 0x8001, 0x3C00, 0xBC00, 0x7BFF, 0x7C00, 0xFC00, 0x7E00, 0x0400, 0x03FF, 0x3555, 0xFFFF]
-_SPECIAL64 = [0, 1 << 63, 0x3FF0000000000000, 0xBFF8000000000000, 0x7FF0000000000000, 0x7FF8000000000000, 0x000FFFFFFFFFFFFF, 0x7FEFFFFFFFFFFFFF, 0x41DFFFFFFFC00000, 0x41EFFFFFFFE00000]
+_SPECIAL32 = [
+    0,
+    1,
+    0x80000000,
+    0x7FFFFFFF,
+    0xFFFFFFFF,
+    0x3F800000,
+    0xBF800000,
+    0x7F800000,
+    0xFF800000,
+    0x7FC00000,
+    0x00800000,
+    0x007FFFFF,
+    0x80000001,
+    0x7F7FFFFF,
+    0x3F000000,
+    0x4F000000,
+    0xCF000000,
+    0x4B800001,
+]
+_SPECIAL16 = [
+    0,
+    0x8000,
+    1,
+    0x8001,
+    0x3C00,
+    0xBC00,
+    0x7BFF,
+    0x7C00,
+    0xFC00,
+    0x7E00,
+    0x0400,
+    0x03FF,
+    0x3555,
+    0xFFFF,
+]
+_SPECIAL64 = [
+    0,
+    1 << 63,
+    0x3FF0000000000000,
+    0xBFF8000000000000,
+    0x7FF0000000000000,
+    0x7FF8000000000000,
+    0x000FFFFFFFFFFFFF,
+    0x7FEFFFFFFFFFFFFF,
+    0x41DFFFFFFFC00000,
+    0x41EFFFFFFFE00000,
+]
 
 
 def applies(case: Case, arch: str) -> bool:
@@ -24,7 +70,8 @@ def applies(case: Case, arch: str) -> bool:
 
 
 def operand(rng: np.random.Generator, kind: str) -> Array:
-    """N values of a source type: uniform bits, ordinary magnitudes, and special values, shuffled independently."""
+    """N values of a source type: uniform bits, ordinary magnitudes, and special values, shuffled
+    independently."""
     if kind == "turns":
         return rng.uniform(-8, 8, N).astype(np.float32)
     if kind == "small":
@@ -32,10 +79,20 @@ def operand(rng: np.random.Generator, kind: str) -> Array:
     if kind == "selector":
         return rng.integers(0, 14, (N, 4)).astype(np.uint8).reshape(-1).view(np.uint32)
     if kind == "ph":
-        return np.ascontiguousarray(np.stack([operand(rng, "f16"), operand(rng, "f16")], 1)).view(np.uint32).reshape(-1)
+        return (
+            np.ascontiguousarray(np.stack([operand(rng, "f16"), operand(rng, "f16")], 1))
+            .view(np.uint32)
+            .reshape(-1)
+        )
     dtype = np.dtype(TYPES[kind])
     special: list[int] = {2: _SPECIAL16, 4: _SPECIAL32, 8: _SPECIAL64}[dtype.itemsize]
-    bits = rng.integers(0, 256, (N, dtype.itemsize)).astype(np.uint8).reshape(-1).view(f"u{dtype.itemsize}").copy()
+    bits = (
+        rng.integers(0, 256, (N, dtype.itemsize))
+        .astype(np.uint8)
+        .reshape(-1)
+        .view(f"u{dtype.itemsize}")
+        .copy()
+    )
     chosen = rng.random(N)
     bits = np.where(chosen < 0.3, rng.choice(np.array(special, f"u{dtype.itemsize}"), N), bits)
     values = bits.view(dtype)
@@ -48,27 +105,50 @@ def operand(rng: np.random.Generator, kind: str) -> Array:
 
 
 def kernel_text(arch: str, cases: list[Case]) -> str:
-    """One kernel: every case an asm statement on the inputs it loads, results stored one array after another."""
-    types = {"u32": "u32", "i32": "u32", "f32": "u32", "u64": "u64", "i64": "u64", "f64": "u64", "u16": "u32", "i16": "u32", "f16": "u32", "ph": "u32", "turns": "u32", "small": "u32", "selector": "u32", "acc": "u32"}
+    """One kernel: every case an asm statement on the inputs it loads, results stored one array after
+    another."""
+    types = {
+        "u32": "u32",
+        "i32": "u32",
+        "f32": "u32",
+        "u64": "u64",
+        "i64": "u64",
+        "f64": "u64",
+        "u16": "u32",
+        "i16": "u32",
+        "f16": "u32",
+        "ph": "u32",
+        "turns": "u32",
+        "small": "u32",
+        "selector": "u32",
+        "acc": "u32",
+    }
     lines = [f"KERNEL BLOCK({N}) void cases(const char* in, char* out) {{ u32 t = lane_id();"]
     for i, case in enumerate(cases):
         name = OLD.get(case.name, case.name) if arch.startswith("gfx9") else case.name
         names, binds = [], []
         for j, kind in enumerate(case.sources):
-            lines.append(f"{types[kind]} s{i}_{j} = *(const {types[kind]}*)(in + {(4 * i + j) * N * 8}u + t * {8 if types[kind] == 'u64' else 4}u);")
+            lines.append(
+                f"{types[kind]} s{i}_{j} = *(const {types[kind]}*)(in + {(4 * i + j) * N * 8}u + t * {8 if types[kind] == 'u64' else 4}u);"
+            )
             true16 = arch.startswith("gfx11") and kind in ("u16", "i16", "f16") and "mix" not in name
             if kind != "acc":
                 names.append(f"%{j + 1}{'.l' if true16 else ''}")
             binds.append(f'"{"0" if kind == "acc" else "v"}"(s{i}_{j})')
         result = types[case.result]
         half = ".l" if arch.startswith("gfx11") and case.result in ("u16", "i16", "f16") else ""
-        lines.append(f"{result} d{i}; asm volatile(\"{name} %0{half}, {', '.join(names)}{case.operands}\" : \"=&v\"(d{i}) : {', '.join(binds)});" if "acc" not in case.sources else
-                     f"{result} d{i} = s{i}_{len(case.sources) - 1}; asm volatile(\"{name} %0, {', '.join(names)}\" : \"+v\"(d{i}) : {', '.join(binds[:-1])});")
+        lines.append(
+            f'{result} d{i}; asm volatile("{name} %0{half}, {", ".join(names)}{case.operands}" : "=&v"(d{i}) : {", ".join(binds)});'
+            if "acc" not in case.sources
+            else f'{result} d{i} = s{i}_{len(case.sources) - 1}; asm volatile("{name} %0, {", ".join(names)}" : "+v"(d{i}) : {", ".join(binds[:-1])});'
+        )
         lines.append(f"*({result}*)(out + {i * N * 8}u + t * {8 if result == 'u64' else 4}u) = d{i};")
     return "\n".join([*lines, "}"])
 
 
-def run_cases(arch: str, cases: list[Case], rng: np.random.Generator) -> tuple[list[list[Array]], list[Array]]:
+def run_cases(
+    arch: str, cases: list[Case], rng: np.random.Generator
+) -> tuple[list[list[Array]], list[Array]]:
     """(inputs, outputs) of one launch over all cases."""
     code, listing = build(kernel_text(arch, cases), arch)
     device = Device(arch, threads=2)
@@ -76,7 +156,17 @@ def run_cases(arch: str, cases: list[Case], rng: np.random.Generator) -> tuple[l
     buffer = np.zeros((len(cases), 4, N * 8), np.uint8)
     for i, arrays in enumerate(inputs):
         for j, a in enumerate(arrays):
-            raw = (a.astype(np.uint32) if a.dtype == np.uint16 else a.view(np.uint16).astype(np.uint32) if a.dtype.itemsize == 2 else a).view(np.uint8).reshape(-1)
+            raw = (
+                (
+                    a.astype(np.uint32)
+                    if a.dtype == np.uint16
+                    else a.view(np.uint16).astype(np.uint32)
+                    if a.dtype.itemsize == 2
+                    else a
+                )
+                .view(np.uint8)
+                .reshape(-1)
+            )
             buffer[i, j, : raw.size] = raw
     pointer, out = device.upload(buffer), device.upload(np.zeros((len(cases), N * 8), np.uint8))
     device.launch(device.load(code, listing), "cases", 1, N, struct.pack("<QQ", pointer, out))
@@ -119,7 +209,9 @@ def test_every_vector_instruction(arch: str) -> None:
             if bad.any():
                 k = int(np.argmax(bad))
                 shown = [f"{a[k]!r} ({a[k : k + 1].tobytes()[::-1].hex()})" for a in arrays]
-                failures.append(f"{case.name}{case.operands}({', '.join(shown)}) = {found[k]!r}, expected {expected[k]!r}; {int(bad.sum())} of {N}")
+                failures.append(
+                    f"{case.name}{case.operands}({', '.join(shown)}) = {found[k]!r}, expected {expected[k]!r}; {int(bad.sum())} of {N}"
+                )
     assert not failures, "\n".join(failures)
 
 

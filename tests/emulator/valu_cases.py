@@ -1,7 +1,8 @@
 """Vector instructions and their meaning in NumPy, written from the ISA documents and not from the emulator.
 
-A case is (mnemonic, result type, source types, function). Functions get arrays of the source types and return an array
-of the result type; ``acc`` in the source types is the old destination. Names are those of gfx11; OLD maps them to gfx9.
+A case is (mnemonic, result type, source types, function). Functions get arrays of the source types and
+return an array of the result type; ``acc`` in the source types is the old destination. Names are those of
+gfx11; OLD maps them to gfx9.
 """
 
 from __future__ import annotations
@@ -27,8 +28,15 @@ class Case:
 
 
 TYPES = {
-    "u32": np.uint32, "i32": np.int32, "f32": np.float32, "u64": np.uint64, "i64": np.int64, "f64": np.float64,
-    "u16": np.uint16, "i16": np.int16, "f16": np.float16,
+    "u32": np.uint32,
+    "i32": np.int32,
+    "f32": np.float32,
+    "u64": np.uint64,
+    "i64": np.int64,
+    "f64": np.float64,
+    "u16": np.uint16,
+    "i16": np.int16,
+    "f16": np.float16,
 }
 
 
@@ -62,7 +70,9 @@ def number_max(a: Array, b: Array) -> Array:
 
 def med3(a: Array, b: Array, c: Array) -> Array:
     middle = number_max(number_min(a, b), number_min(number_max(a, b), c))
-    return np.where(np.isnan(a) | np.isnan(b) | np.isnan(c), number_min(number_min(a, b), c), middle).astype(a.dtype)
+    return np.where(np.isnan(a) | np.isnan(b) | np.isnan(c), number_min(number_min(a, b), c), middle).astype(
+        a.dtype
+    )
 
 
 def fma32(a: Array, b: Array, c: Array) -> Array:
@@ -184,7 +194,9 @@ def frexp_mant(x: Array) -> Array:
 
 
 def fract(x: Array) -> Array:
-    limit = {2: np.float16(0.99951172), 4: np.float32(1) - np.float32(2.0**-24), 8: 1 - 2.0**-53}[x.dtype.itemsize]
+    limit = {2: np.float16(0.99951172), 4: np.float32(1) - np.float32(2.0**-24), 8: 1 - 2.0**-53}[
+        x.dtype.itemsize
+    ]
     return number_min((x - np.floor(x)).astype(x.dtype), np.full_like(x, limit))
 
 
@@ -203,11 +215,16 @@ def pack(lo: Array, hi: Array) -> Array:
 
 
 def alignbit(a: Array, b: Array, c: Array) -> Array:
-    return _u32(((a.astype(np.uint64) << np.uint64(32) | b) >> (c & 31).astype(np.uint64)) & np.uint64(0xFFFFFFFF))
+    return _u32(
+        ((a.astype(np.uint64) << np.uint64(32) | b) >> (c & 31).astype(np.uint64)) & np.uint64(0xFFFFFFFF)
+    )
 
 
 def alignbyte(a: Array, b: Array, c: Array) -> Array:
-    return _u32(((a.astype(np.uint64) << np.uint64(32) | b) >> ((c & 3) * 8).astype(np.uint64)) & np.uint64(0xFFFFFFFF))
+    return _u32(
+        ((a.astype(np.uint64) << np.uint64(32) | b) >> ((c & 3) * 8).astype(np.uint64))
+        & np.uint64(0xFFFFFFFF)
+    )
 
 
 def shift(x: Array, n: Array, kind: str, bits: int) -> Array:
@@ -216,11 +233,15 @@ def shift(x: Array, n: Array, kind: str, bits: int) -> Array:
 
 
 def snorm(x: Array) -> Array:
-    return np.rint(np.clip(np.nan_to_num(x.astype(np.float32), nan=0.0), -1, 1) * np.float32(32767)).astype(np.int16)
+    return np.rint(np.clip(np.nan_to_num(x.astype(np.float32), nan=0.0), -1, 1) * np.float32(32767)).astype(
+        np.int16
+    )
 
 
 def unorm(x: Array) -> Array:
-    return np.rint(np.clip(np.nan_to_num(x.astype(np.float32), nan=0.0), 0, 1) * np.float32(65535)).astype(np.uint16)
+    return np.rint(np.clip(np.nan_to_num(x.astype(np.float32), nan=0.0), 0, 1) * np.float32(65535)).astype(
+        np.uint16
+    )
 
 
 def _cases() -> list[Case]:
@@ -239,8 +260,18 @@ def _cases() -> list[Case]:
         Case("v_cvt_f32_u32", f, ("u32",), lambda a: a.astype(np.float32)),
         Case("v_cvt_u32_f32", "u32", (f,), lambda a: f32_to_int(a, 0, 2**32 - 1, np.uint32)),
         Case("v_cvt_i32_f32", "i32", (f,), lambda a: f32_to_int(a, -(2**31), 2**31 - 1, np.int32)),
-        Case("v_cvt_floor_i32_f32", "i32", (f,), lambda a: f32_to_int(np.floor(a), -(2**31), 2**31 - 1, np.int32)),
-        Case("v_cvt_nearest_i32_f32", "i32", (f,), lambda a: f32_to_int(np.floor(a + np.float32(0.5)), -(2**31), 2**31 - 1, np.int32)),
+        Case(
+            "v_cvt_floor_i32_f32",
+            "i32",
+            (f,),
+            lambda a: f32_to_int(np.floor(a), -(2**31), 2**31 - 1, np.int32),
+        ),
+        Case(
+            "v_cvt_nearest_i32_f32",
+            "i32",
+            (f,),
+            lambda a: f32_to_int(np.floor(a + np.float32(0.5)), -(2**31), 2**31 - 1, np.int32),
+        ),
         Case("v_cvt_f64_i32", d, ("i32",), lambda a: a.astype(np.float64)),
         Case("v_cvt_f64_u32", d, ("u32",), lambda a: a.astype(np.float64)),
         Case("v_cvt_i32_f64", "i32", (d,), lambda a: f32_to_int(a, -(2**31), 2**31 - 1, np.int32)),
@@ -253,21 +284,66 @@ def _cases() -> list[Case]:
         Case("v_cvt_f16_i16", h, ("i16",), lambda a: a.astype(np.float16)),
         Case("v_cvt_u16_f16", "u16", (h,), lambda a: f32_to_int(a, 0, 65535, np.uint16)),
         Case("v_cvt_i16_f16", "i16", (h,), lambda a: f32_to_int(a, -32768, 32767, np.int16)),
-        *(Case(f"v_cvt_f32_ubyte{i}", f, ("u32",), lambda a, i=i: (a >> np.uint32(8 * i) & np.uint32(255)).astype(np.float32)) for i in range(4)),
-        Case("v_cvt_off_f32_i4", f, ("u32",), lambda a: ((((a & 15) ^ 8).astype(np.int64) - 8) / 16).astype(np.float32)),
-        Case("v_sat_pk_u8_i16", "u16", ("u32",), lambda a: (lambda s: (s[:, 0] | s[:, 1] << 8).astype(np.uint16))(np.clip(a.view(np.int16).reshape(-1, 2), 0, 255).astype(np.int64))),
-        *(Case(f"v_{n}_f32", f, (f,), g) for n, g in (("trunc", np.trunc), ("ceil", np.ceil), ("rndne", np.rint), ("floor", np.floor))),
-        *(Case(f"v_{n}_f64", d, (d,), g) for n, g in (("trunc", np.trunc), ("ceil", np.ceil), ("rndne", np.rint), ("floor", np.floor))),
-        *(Case(f"v_{n}_f16", h, (h,), g) for n, g in (("trunc", np.trunc), ("ceil", np.ceil), ("rndne", np.rint), ("floor", np.floor))),
+        *(
+            Case(
+                f"v_cvt_f32_ubyte{i}",
+                f,
+                ("u32",),
+                lambda a, i=i: (a >> np.uint32(8 * i) & np.uint32(255)).astype(np.float32),
+            )
+            for i in range(4)
+        ),
+        Case(
+            "v_cvt_off_f32_i4",
+            f,
+            ("u32",),
+            lambda a: ((((a & 15) ^ 8).astype(np.int64) - 8) / 16).astype(np.float32),
+        ),
+        Case(
+            "v_sat_pk_u8_i16",
+            "u16",
+            ("u32",),
+            lambda a: (lambda s: (s[:, 0] | s[:, 1] << 8).astype(np.uint16))(
+                np.clip(a.view(np.int16).reshape(-1, 2), 0, 255).astype(np.int64)
+            ),
+        ),
+        *(
+            Case(f"v_{n}_f32", f, (f,), g)
+            for n, g in (("trunc", np.trunc), ("ceil", np.ceil), ("rndne", np.rint), ("floor", np.floor))
+        ),
+        *(
+            Case(f"v_{n}_f64", d, (d,), g)
+            for n, g in (("trunc", np.trunc), ("ceil", np.ceil), ("rndne", np.rint), ("floor", np.floor))
+        ),
+        *(
+            Case(f"v_{n}_f16", h, (h,), g)
+            for n, g in (("trunc", np.trunc), ("ceil", np.ceil), ("rndne", np.rint), ("floor", np.floor))
+        ),
         Case("v_fract_f32", f, (f,), fract),
         Case("v_fract_f64", d, (d,), fract),
-        Case("v_exp_f32", f, (f,), lambda a: flush(np.exp2(flush(a).astype(np.float64)).astype(np.float32)), 1),
+        Case(
+            "v_exp_f32", f, (f,), lambda a: flush(np.exp2(flush(a).astype(np.float64)).astype(np.float32)), 1
+        ),
         Case("v_log_f32", f, (f,), lambda a: np.log2(flush(a).astype(np.float64)).astype(np.float32), 1),
         Case("v_rcp_f32", f, (f,), lambda a: flush(inverse(flush(a))), 1),
-        Case("v_rsq_f32", f, (f,), lambda a: (1 / np.sqrt(flush(a).astype(np.float64))).astype(np.float32), 1),
+        Case(
+            "v_rsq_f32", f, (f,), lambda a: (1 / np.sqrt(flush(a).astype(np.float64))).astype(np.float32), 1
+        ),
         Case("v_sqrt_f32", f, (f,), lambda a: np.sqrt(flush(a)), 1),
-        Case("v_sin_f32", f, ("turns",), lambda a: np.sin(2 * np.pi * (a.astype(np.float64) % 1)).astype(np.float32), 4),
-        Case("v_cos_f32", f, ("turns",), lambda a: np.cos(2 * np.pi * (a.astype(np.float64) % 1)).astype(np.float32), 4),
+        Case(
+            "v_sin_f32",
+            f,
+            ("turns",),
+            lambda a: np.sin(2 * np.pi * (a.astype(np.float64) % 1)).astype(np.float32),
+            4,
+        ),
+        Case(
+            "v_cos_f32",
+            f,
+            ("turns",),
+            lambda a: np.cos(2 * np.pi * (a.astype(np.float64) % 1)).astype(np.float32),
+            4,
+        ),
         Case("v_sqrt_f64", d, (d,), np.sqrt, 1),
         Case("v_rcp_f64", d, (d,), lambda a: 1 / a, 1),
         Case("v_rsq_f64", d, (d,), lambda a: 1 / np.sqrt(a), 2),
@@ -283,80 +359,205 @@ def _cases() -> list[Case]:
         Case("v_frexp_exp_i16_f16", "i16", (h,), lambda a: frexp_exp(a).astype(np.int16)),
         Case("v_frexp_mant_f16", h, (h,), frexp_mant),
         # VOP2
-        Case("v_add_f32", f, f2, np.add), Case("v_sub_f32", f, f2, np.subtract), Case("v_subrev_f32", f, f2, lambda a, b: b - a),
+        Case("v_add_f32", f, f2, np.add),
+        Case("v_sub_f32", f, f2, np.subtract),
+        Case("v_subrev_f32", f, f2, lambda a, b: b - a),
         Case("v_mul_f32", f, f2, np.multiply),
         Case("v_fmac_f32", f, (f, f, "acc"), fma32),
-        Case("v_min_f32", f, f2, number_min), Case("v_max_f32", f, f2, number_max),
-        Case("v_add_f16", h, (h, h), np.add), Case("v_sub_f16", h, (h, h), np.subtract), Case("v_mul_f16", h, (h, h), np.multiply),
-        Case("v_min_f16", h, (h, h), number_min), Case("v_max_f16", h, (h, h), number_max),
+        Case("v_min_f32", f, f2, number_min),
+        Case("v_max_f32", f, f2, number_max),
+        Case("v_add_f16", h, (h, h), np.add),
+        Case("v_sub_f16", h, (h, h), np.subtract),
+        Case("v_mul_f16", h, (h, h), np.multiply),
+        Case("v_min_f16", h, (h, h), number_min),
+        Case("v_max_f16", h, (h, h), number_max),
         Case("v_cvt_pk_rtz_f16_f32", "u32", f2, lambda a, b: pack(rtz16(a), rtz16(b))),
-        Case("v_mul_i32_i24", "u32", u2, mul24(True, False)), Case("v_mul_hi_i32_i24", "u32", u2, mul24(True, True)),
-        Case("v_mul_u32_u24", "u32", u2, mul24(False, False)), Case("v_mul_hi_u32_u24", "u32", u2, mul24(False, True)),
-        Case("v_min_i32", "i32", i2, np.minimum), Case("v_max_i32", "i32", i2, np.maximum),
-        Case("v_min_u32", "u32", u2, np.minimum), Case("v_max_u32", "u32", u2, np.maximum),
-        Case("v_lshlrev_b32", "u32", u2, lambda a, b: shift(b, a, "l", 32)), Case("v_lshrrev_b32", "u32", u2, lambda a, b: shift(b, a, "r", 32)),
+        Case("v_mul_i32_i24", "u32", u2, mul24(True, False)),
+        Case("v_mul_hi_i32_i24", "u32", u2, mul24(True, True)),
+        Case("v_mul_u32_u24", "u32", u2, mul24(False, False)),
+        Case("v_mul_hi_u32_u24", "u32", u2, mul24(False, True)),
+        Case("v_min_i32", "i32", i2, np.minimum),
+        Case("v_max_i32", "i32", i2, np.maximum),
+        Case("v_min_u32", "u32", u2, np.minimum),
+        Case("v_max_u32", "u32", u2, np.maximum),
+        Case("v_lshlrev_b32", "u32", u2, lambda a, b: shift(b, a, "l", 32)),
+        Case("v_lshrrev_b32", "u32", u2, lambda a, b: shift(b, a, "r", 32)),
         Case("v_ashrrev_i32", "i32", ("u32", "i32"), lambda a, b: shift(b, a, "r", 32)),
-        Case("v_and_b32", "u32", u2, np.bitwise_and), Case("v_or_b32", "u32", u2, np.bitwise_or), Case("v_xor_b32", "u32", u2, np.bitwise_xor),
+        Case("v_and_b32", "u32", u2, np.bitwise_and),
+        Case("v_or_b32", "u32", u2, np.bitwise_or),
+        Case("v_xor_b32", "u32", u2, np.bitwise_xor),
         Case("v_xnor_b32", "u32", u2, lambda a, b: ~(a ^ b)),
-        Case("v_add_nc_u32", "u32", u2, np.add), Case("v_sub_nc_u32", "u32", u2, np.subtract), Case("v_subrev_nc_u32", "u32", u2, lambda a, b: b - a),
+        Case("v_add_nc_u32", "u32", u2, np.add),
+        Case("v_sub_nc_u32", "u32", u2, np.subtract),
+        Case("v_subrev_nc_u32", "u32", u2, lambda a, b: b - a),
         Case("v_ldexp_f32", f, (f, "small"), ldexp),
         Case("v_ldexp_f64", d, (d, "small"), ldexp),
         # VOP3
         Case("v_fma_f32", f, f3, fma32),
         Case("v_fma_f16", h, (h, h, h), fma16),
-        Case("v_min3_f32", f, f3, lambda a, b, c: number_min(number_min(a, b), c)), Case("v_max3_f32", f, f3, lambda a, b, c: number_max(number_max(a, b), c)),
+        Case("v_min3_f32", f, f3, lambda a, b, c: number_min(number_min(a, b), c)),
+        Case("v_max3_f32", f, f3, lambda a, b, c: number_max(number_max(a, b), c)),
         Case("v_med3_f32", f, f3, med3),
-        Case("v_add_f64", d, (d, d), np.add), Case("v_mul_f64", d, (d, d), np.multiply),
-        Case("v_min_f64", d, (d, d), number_min), Case("v_max_f64", d, (d, d), number_max),
+        Case("v_add_f64", d, (d, d), np.add),
+        Case("v_mul_f64", d, (d, d), np.multiply),
+        Case("v_min_f64", d, (d, d), number_min),
+        Case("v_max_f64", d, (d, d), number_max),
         Case("v_mul_lo_u32", "u32", u2, np.multiply),
         Case("v_mul_hi_u32", "u32", u2, lambda a, b: _u32(a.astype(np.uint64) * b >> np.uint64(32))),
         Case("v_mul_hi_i32", "i32", i2, lambda a, b: (a.astype(np.int64) * b >> 32).astype(np.int32)),
-        Case("v_mad_i32_i24", "u32", u3, lambda a, b, c: mul24(True, False)(a, b) + c), Case("v_mad_u32_u24", "u32", u3, lambda a, b, c: mul24(False, False)(a, b) + c),
-        Case("v_bfe_u32", "u32", u3, bfe_u32), Case("v_bfe_i32", "i32", u3, bfe_i32),
+        Case("v_mad_i32_i24", "u32", u3, lambda a, b, c: mul24(True, False)(a, b) + c),
+        Case("v_mad_u32_u24", "u32", u3, lambda a, b, c: mul24(False, False)(a, b) + c),
+        Case("v_bfe_u32", "u32", u3, bfe_u32),
+        Case("v_bfe_i32", "i32", u3, bfe_i32),
         Case("v_bfi_b32", "u32", u3, lambda a, b, c: (a & b) | (~a & c)),
-        Case("v_bfm_b32", "u32", u2, lambda a, b: _u32(((np.uint64(1) << (a & 31).astype(np.uint64)) - np.uint64(1)) << (b & 31).astype(np.uint64) & np.uint64(0xFFFFFFFF))),
-        Case("v_alignbit_b32", "u32", u3, alignbit), Case("v_alignbyte_b32", "u32", u3, alignbyte),
+        Case(
+            "v_bfm_b32",
+            "u32",
+            u2,
+            lambda a, b: _u32(
+                ((np.uint64(1) << (a & 31).astype(np.uint64)) - np.uint64(1)) << (b & 31).astype(np.uint64)
+                & np.uint64(0xFFFFFFFF)
+            ),
+        ),
+        Case("v_alignbit_b32", "u32", u3, alignbit),
+        Case("v_alignbyte_b32", "u32", u3, alignbyte),
         Case("v_perm_b32", "u32", ("u32", "u32", "selector"), perm),
-        Case("v_lerp_u8", "u32", u3, lambda a, b, c: (((a.view(np.uint8).astype(int) + b.view(np.uint8) + (c.view(np.uint8) & 1)) >> 1).astype(np.uint8)).view(np.uint32)),
-        Case("v_sad_u8", "u32", u3, lambda a, b, c: _u32(sad_u8(a, b) + c)), Case("v_sad_hi_u8", "u32", u3, lambda a, b, c: _u32((sad_u8(a, b) << 16) + c)),
-        Case("v_sad_u16", "u32", u3, lambda a, b, c: _u32(np.abs(a.view(np.uint16).astype(np.int64) - b.view(np.uint16)).reshape(-1, 2).sum(-1) + c)),
+        Case(
+            "v_lerp_u8",
+            "u32",
+            u3,
+            lambda a, b, c: (
+                ((a.view(np.uint8).astype(int) + b.view(np.uint8) + (c.view(np.uint8) & 1)) >> 1).astype(
+                    np.uint8
+                )
+            ).view(np.uint32),
+        ),
+        Case("v_sad_u8", "u32", u3, lambda a, b, c: _u32(sad_u8(a, b) + c)),
+        Case("v_sad_hi_u8", "u32", u3, lambda a, b, c: _u32((sad_u8(a, b) << 16) + c)),
+        Case(
+            "v_sad_u16",
+            "u32",
+            u3,
+            lambda a, b, c: _u32(
+                np.abs(a.view(np.uint16).astype(np.int64) - b.view(np.uint16)).reshape(-1, 2).sum(-1) + c
+            ),
+        ),
         Case("v_sad_u32", "u32", u3, lambda a, b, c: _u32(np.abs(a.astype(np.int64) - b) + c)),
-        *(Case(f"v_{n}3_{t}", t, (t,) * 3, g) for t in ("i32", "u32") for n, g in (
-            ("min", lambda a, b, c: np.minimum(np.minimum(a, b), c)), ("max", lambda a, b, c: np.maximum(np.maximum(a, b), c)),
-            ("med", lambda a, b, c: np.sort(np.stack([a, b, c]), 0)[1]))),
-        Case("v_or3_b32", "u32", u3, lambda a, b, c: a | b | c), Case("v_and_or_b32", "u32", u3, lambda a, b, c: (a & b) | c),
-        Case("v_add3_u32", "u32", u3, lambda a, b, c: a + b + c), Case("v_xad_u32", "u32", u3, lambda a, b, c: (a ^ b) + c),
+        *(
+            Case(f"v_{n}3_{t}", t, (t,) * 3, g)
+            for t in ("i32", "u32")
+            for n, g in (
+                ("min", lambda a, b, c: np.minimum(np.minimum(a, b), c)),
+                ("max", lambda a, b, c: np.maximum(np.maximum(a, b), c)),
+                ("med", lambda a, b, c: np.sort(np.stack([a, b, c]), 0)[1]),
+            )
+        ),
+        Case("v_or3_b32", "u32", u3, lambda a, b, c: a | b | c),
+        Case("v_and_or_b32", "u32", u3, lambda a, b, c: (a & b) | c),
+        Case("v_add3_u32", "u32", u3, lambda a, b, c: a + b + c),
+        Case("v_xad_u32", "u32", u3, lambda a, b, c: (a ^ b) + c),
         Case("v_xor3_b32", "u32", u3, lambda a, b, c: a ^ b ^ c, families="gfx1"),
-        Case("v_lshl_add_u32", "u32", u3, lambda a, b, c: shift(a, b, "l", 32) + c), Case("v_add_lshl_u32", "u32", u3, lambda a, b, c: shift(a + b, c, "l", 32)),
+        Case("v_lshl_add_u32", "u32", u3, lambda a, b, c: shift(a, b, "l", 32) + c),
+        Case("v_add_lshl_u32", "u32", u3, lambda a, b, c: shift(a + b, c, "l", 32)),
         Case("v_lshl_or_b32", "u32", u3, lambda a, b, c: shift(a, b, "l", 32) | c),
         Case("v_bcnt_u32_b32", "u32", u2, bcnt),
-        Case("v_add_nc_i32", "u32", u2, np.add), Case("v_sub_nc_i32", "u32", u2, np.subtract),
-        Case("v_lshlrev_b64", "u64", ("u32", "u64"), lambda a, b: shift(b, a, "l", 64)), Case("v_lshrrev_b64", "u64", ("u32", "u64"), lambda a, b: shift(b, a, "r", 64)),
+        Case("v_add_nc_i32", "u32", u2, np.add),
+        Case("v_sub_nc_i32", "u32", u2, np.subtract),
+        Case("v_lshlrev_b64", "u64", ("u32", "u64"), lambda a, b: shift(b, a, "l", 64)),
+        Case("v_lshrrev_b64", "u64", ("u32", "u64"), lambda a, b: shift(b, a, "r", 64)),
         Case("v_ashrrev_i64", "i64", ("u32", "i64"), lambda a, b: shift(b, a, "r", 64)),
-        Case("v_cvt_pk_i16_i32", "u32", i2, lambda a, b: pack(_sat(a, -32768, 32767, np.int16), _sat(b, -32768, 32767, np.int16))),
-        Case("v_cvt_pk_u16_u32", "u32", u2, lambda a, b: pack(_sat(a, 0, 65535, np.uint16), _sat(b, 0, 65535, np.uint16))),
-        Case("v_cvt_pk_norm_i16_f32", "u32", f2, lambda a, b: pack(snorm(a), snorm(b))), Case("v_cvt_pk_norm_u16_f32", "u32", f2, lambda a, b: pack(unorm(a), unorm(b))),
-        Case("v_pack_b32_f16", "u32", (h, h), lambda a, b: pack(a, b)),
+        Case(
+            "v_cvt_pk_i16_i32",
+            "u32",
+            i2,
+            lambda a, b: pack(_sat(a, -32768, 32767, np.int16), _sat(b, -32768, 32767, np.int16)),
+        ),
+        Case(
+            "v_cvt_pk_u16_u32",
+            "u32",
+            u2,
+            lambda a, b: pack(_sat(a, 0, 65535, np.uint16), _sat(b, 0, 65535, np.uint16)),
+        ),
+        Case("v_cvt_pk_norm_i16_f32", "u32", f2, lambda a, b: pack(snorm(a), snorm(b))),
+        Case("v_cvt_pk_norm_u16_f32", "u32", f2, lambda a, b: pack(unorm(a), unorm(b))),
+        Case("v_pack_b32_f16", "u32", (h, h), pack),
         Case("v_maxmin_f32", f, f3, lambda a, b, c: number_min(number_max(a, b), c), families="gfx11"),
         Case("v_minmax_i32", "i32", i3, lambda a, b, c: np.maximum(np.minimum(a, b), c), families="gfx11"),
-        Case("v_lshl_add_u64", "u64", ("u64", "u32", "u64"), lambda a, b, c: (a << (b & 7).astype(np.uint64)) + c, families="gfx94"),
+        Case(
+            "v_lshl_add_u64",
+            "u64",
+            ("u64", "u32", "u64"),
+            lambda a, b, c: (a << (b & 7).astype(np.uint64)) + c,
+            families="gfx94",
+        ),
         # VOP3P
-        *(Case(f"v_pk_{n}_u16", "u32", u2, packed(g, np.uint16)) for n, g in (("add", np.add), ("sub", np.subtract), ("mul_lo", np.multiply), ("max", np.maximum), ("min", np.minimum))),
-        *(Case(f"v_pk_{n}_i16", "u32", u2, packed(g, np.int16)) for n, g in (("add", np.add), ("sub", np.subtract), ("max", np.maximum), ("min", np.minimum))),
-        Case("v_pk_mad_u16", "u32", u3, packed(lambda a, b, c: a * b + c, np.uint16)), Case("v_pk_mad_i16", "u32", u3, packed(lambda a, b, c: a * b + c, np.int16)),
-        Case("v_pk_lshlrev_b16", "u32", u2, packed(lambda a, b: shift(b, a, "l", 16), np.uint16)), Case("v_pk_lshrrev_b16", "u32", u2, packed(lambda a, b: shift(b, a, "r", 16), np.uint16)),
+        *(
+            Case(f"v_pk_{n}_u16", "u32", u2, packed(g, np.uint16))
+            for n, g in (
+                ("add", np.add),
+                ("sub", np.subtract),
+                ("mul_lo", np.multiply),
+                ("max", np.maximum),
+                ("min", np.minimum),
+            )
+        ),
+        *(
+            Case(f"v_pk_{n}_i16", "u32", u2, packed(g, np.int16))
+            for n, g in (("add", np.add), ("sub", np.subtract), ("max", np.maximum), ("min", np.minimum))
+        ),
+        Case("v_pk_mad_u16", "u32", u3, packed(lambda a, b, c: a * b + c, np.uint16)),
+        Case("v_pk_mad_i16", "u32", u3, packed(lambda a, b, c: a * b + c, np.int16)),
+        Case("v_pk_lshlrev_b16", "u32", u2, packed(lambda a, b: shift(b, a, "l", 16), np.uint16)),
+        Case("v_pk_lshrrev_b16", "u32", u2, packed(lambda a, b: shift(b, a, "r", 16), np.uint16)),
         Case("v_pk_ashrrev_i16", "u32", u2, packed(lambda a, b: shift(b, a, "r", 16), np.int16)),
-        Case("v_pk_add_f16", "ph", ("ph", "ph"), packed(np.add, np.float16)), Case("v_pk_mul_f16", "ph", ("ph", "ph"), packed(np.multiply, np.float16)),
-        Case("v_pk_min_f16", "ph", ("ph", "ph"), packed(number_min, np.float16)), Case("v_pk_max_f16", "ph", ("ph", "ph"), packed(number_max, np.float16)),
+        Case("v_pk_add_f16", "ph", ("ph", "ph"), packed(np.add, np.float16)),
+        Case("v_pk_mul_f16", "ph", ("ph", "ph"), packed(np.multiply, np.float16)),
+        Case("v_pk_min_f16", "ph", ("ph", "ph"), packed(number_min, np.float16)),
+        Case("v_pk_max_f16", "ph", ("ph", "ph"), packed(number_max, np.float16)),
         Case("v_pk_fma_f16", "ph", ("ph", "ph", "ph"), packed(fma16, np.float16)),
-        Case("v_dot4_i32_iu8", "i32", ("u32", "u32", "i32"), dot4(True, True), families="gfx11", operands=" neg_lo:[1,1,0]"),
-        Case("v_dot4_i32_iu8", "i32", ("u32", "u32", "i32"), dot4(True, False), families="gfx11", operands=" neg_lo:[1,0,0]"),
+        Case(
+            "v_dot4_i32_iu8",
+            "i32",
+            ("u32", "u32", "i32"),
+            dot4(True, True),
+            families="gfx11",
+            operands=" neg_lo:[1,1,0]",
+        ),
+        Case(
+            "v_dot4_i32_iu8",
+            "i32",
+            ("u32", "u32", "i32"),
+            dot4(True, False),
+            families="gfx11",
+            operands=" neg_lo:[1,0,0]",
+        ),
         Case("v_dot4_i32_i8", "i32", ("u32", "u32", "i32"), dot4(True, True), families="gfx9"),
         Case("v_dot4_u32_u8", "i32", ("u32", "u32", "i32"), dot4(False, False)),
-        Case("v_dot8_i32_iu4", "i32", ("u32", "u32", "i32"), dot8(True), families="gfx11", operands=" neg_lo:[1,1,0]"),
+        Case(
+            "v_dot8_i32_iu4",
+            "i32",
+            ("u32", "u32", "i32"),
+            dot8(True),
+            families="gfx11",
+            operands=" neg_lo:[1,1,0]",
+        ),
         Case("v_dot8_u32_u4", "i32", ("u32", "u32", "i32"), dot8(False)),
-        Case("v_dot2_f32_f16", "f32", ("ph", "ph", f), lambda a, b, c: ((a.view(np.float16).astype(np.float64) * b.view(np.float16)).reshape(-1, 2).sum(-1) + c).astype(np.float32), 2),
-        Case("v_fma_mix_f32", f, (h, h, f), lambda a, b, c: fma32(a.astype(np.float32), b.astype(np.float32), c), operands=" op_sel_hi:[1,1,0]"),
+        Case(
+            "v_dot2_f32_f16",
+            "f32",
+            ("ph", "ph", f),
+            lambda a, b, c: (
+                (a.view(np.float16).astype(np.float64) * b.view(np.float16)).reshape(-1, 2).sum(-1) + c
+            ).astype(np.float32),
+            2,
+        ),
+        Case(
+            "v_fma_mix_f32",
+            f,
+            (h, h, f),
+            lambda a, b, c: fma32(a.astype(np.float32), b.astype(np.float32), c),
+            operands=" op_sel_hi:[1,1,0]",
+        ),
     ]
     return rows
 
@@ -364,9 +565,17 @@ def _cases() -> list[Case]:
 CASES = _cases()
 # gfx11 name -> gfx9 name; None where gfx9 has no such instruction
 OLD: dict[str, str] = {
-    "v_clz_i32_u32": "v_ffbh_u32", "v_ctz_i32_b32": "v_ffbl_b32", "v_cls_i32": "v_ffbh_i32",
-    "v_cvt_floor_i32_f32": "v_cvt_flr_i32_f32", "v_cvt_nearest_i32_f32": "v_cvt_rpi_i32_f32",
-    "v_cvt_pk_rtz_f16_f32": "v_cvt_pkrtz_f16_f32", "v_add_nc_u32": "v_add_u32", "v_sub_nc_u32": "v_sub_u32",
-    "v_subrev_nc_u32": "v_subrev_u32", "v_add_nc_i32": "v_add_i32", "v_sub_nc_i32": "v_sub_i32",
-    "v_cvt_pk_norm_i16_f32": "v_cvt_pknorm_i16_f32", "v_cvt_pk_norm_u16_f32": "v_cvt_pknorm_u16_f32",
+    "v_clz_i32_u32": "v_ffbh_u32",
+    "v_ctz_i32_b32": "v_ffbl_b32",
+    "v_cls_i32": "v_ffbh_i32",
+    "v_cvt_floor_i32_f32": "v_cvt_flr_i32_f32",
+    "v_cvt_nearest_i32_f32": "v_cvt_rpi_i32_f32",
+    "v_cvt_pk_rtz_f16_f32": "v_cvt_pkrtz_f16_f32",
+    "v_add_nc_u32": "v_add_u32",
+    "v_sub_nc_u32": "v_sub_u32",
+    "v_subrev_nc_u32": "v_subrev_u32",
+    "v_add_nc_i32": "v_add_i32",
+    "v_sub_nc_i32": "v_sub_i32",
+    "v_cvt_pk_norm_i16_f32": "v_cvt_pknorm_i16_f32",
+    "v_cvt_pk_norm_u16_f32": "v_cvt_pknorm_u16_f32",
 }

@@ -1,1 +1,2 @@
-"""What every covered instruction means: tables that read beside AMD's ISA documents, one module per encoding family."""
+"""What every covered instruction means: tables that read beside AMD's ISA documents, one module per encoding
+family."""

@@ -1,4 +1,5 @@
-"""Memory instructions: mnemonic to (operation, bytes, flags), for scalar, global, flat, scratch and LDS accesses."""
+"""Memory instructions: mnemonic to (operation, bytes, flags), for scalar, global, flat, scratch and LDS
+accesses."""
 
 from __future__ import annotations
 
@@ -11,9 +12,11 @@ SIGNED, D16, D16_HI = 1, 2, 4
 
 @dataclass(frozen=True)
 class Access:
-    """What a memory instruction moves: ``kind`` load, store, atomic, load2 or store2; ``size`` in bytes a lane.
+    """What a memory instruction moves: ``kind`` load, store, atomic, load2 or store2; ``size`` in bytes a
+    lane.
 
-    ``flags`` are those of machine/wave.h; ``operation`` names an atomic; ``stride`` is the unit of an LDS pair offset.
+    ``flags`` are those of machine/wave.h; ``operation`` names an atomic; ``stride`` is the unit of an LDS
+    pair offset.
     """
 
     kind: str
@@ -28,7 +31,14 @@ class Access:
 def _smem() -> dict[str, int]:
     """Scalar loads (RDNA3 16.6, CDNA3 12.6): name to bytes; gfx9 and gfx10 say dword, gfx11 on says b32."""
     rows = {}
-    for n, old in ((1, "dword"), (2, "dwordx2"), (3, "dwordx3"), (4, "dwordx4"), (8, "dwordx8"), (16, "dwordx16")):
+    for n, old in (
+        (1, "dword"),
+        (2, "dwordx2"),
+        (3, "dwordx3"),
+        (4, "dwordx4"),
+        (8, "dwordx8"),
+        (16, "dwordx16"),
+    ):
         rows[f"s_load_{old}"] = rows[f"s_load_b{32 * n}"] = 4 * n
     return rows
 
@@ -165,8 +175,16 @@ def _ds() -> dict[str, Access]:
     rows: dict[str, Access] = {}
     section = "RDNA3 16.15, CDNA3 12.12"
 
-    def add(name: str, *fields: object, **more: object) -> None:
-        rows[name] = Access(*fields, section=section, **more)  # type: ignore[arg-type]
+    def add(
+        name: str,
+        kind: str,
+        size: int,
+        flags: int = 0,
+        operation: str = "",
+        returns: bool = False,
+        stride: int = 1,
+    ) -> None:
+        rows[name] = Access(kind, size, flags, operation, returns, stride, section)
 
     sizes = {"b32": 4, "b64": 8, "b96": 12, "b128": 16}
     for new, old, kind in (("load", "read", "load"), ("store", "write", "store")):
@@ -192,14 +210,25 @@ def _ds() -> dict[str, Access]:
         for name, operation in _DS_ATOMICS.items():
             add(f"ds_{name}_u{bits}", "atomic", size, 0, operation)
             add(f"ds_{name}_rtn_u{bits}", "atomic", size, 0, operation, True)
-        for name, operation in (("min_i", "A_SMIN"), ("max_i", "A_SMAX"), ("min_u", "A_UMIN"), ("max_u", "A_UMAX")):
+        for name, operation in (
+            ("min_i", "A_SMIN"),
+            ("max_i", "A_SMAX"),
+            ("min_u", "A_UMIN"),
+            ("max_u", "A_UMAX"),
+        ):
             stem, letter = name.split("_")
             add(f"ds_{stem}_{letter}{bits}", "atomic", size, 0, operation)
             add(f"ds_{stem}_rtn_{letter}{bits}", "atomic", size, 0, operation, True)
         for name, operation in (("and", "A_AND"), ("or", "A_OR"), ("xor", "A_XOR")):
             add(f"ds_{name}_b{bits}", "atomic", size, 0, operation)
             add(f"ds_{name}_rtn_b{bits}", "atomic", size, 0, operation, True)
-        for name, operation in (("add", "A_FADD"), ("min", "A_FMIN"), ("max", "A_FMAX"), ("min_num", "A_FMIN"), ("max_num", "A_FMAX")):
+        for name, operation in (
+            ("add", "A_FADD"),
+            ("min", "A_FMIN"),
+            ("max", "A_FMAX"),
+            ("min_num", "A_FMIN"),
+            ("max_num", "A_FMAX"),
+        ):
             add(f"ds_{name}_f{bits}", "atomic", size, 0, operation)
             add(f"ds_{name}_rtn_f{bits}", "atomic", size, 0, operation, True)
         for name in ("storexchg", "wrxchg"):

@@ -1,7 +1,9 @@
+# ruff: noqa: E501 (a row of the table is one line)
 """Scalar instructions (SOP1, SOP2, SOPC, SOPK): the meaning of each as C on scalars.
 
-Sources are bound to a, b, c; ``d`` is the result, ``scc`` the condition code, ``exec`` the lane mask. Types: u32 i32
-u64 i64 f32 f16 (a 16-bit float in the low half); ``k`` is a 16-bit immediate, sign-extended, ``ku`` zero-extended.
+Sources are bound to a, b, c; ``d`` is the result, ``scc`` the condition code, ``exec`` the lane mask. Types:
+u32 i32 u64 i64 f32 f16 (a 16-bit float in the low half); ``k`` is a 16-bit immediate, sign-extended, ``ku``
+zero-extended.
 """
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a row of the table is one line)
 """One-operand vector instructions (VOP1): the meaning of each, as a C expression over all lanes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a row of the table is one line)
 """Two-operand vector instructions (VOP2), which VOP3 encodes too: the meaning of each over all lanes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a row of the table is one line)
 """Instructions that only VOP3 and VOP3SD encode: the meaning of each over all lanes."""
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Packed and mixed-precision instructions (VOP3P), dot products included; a packed row is evaluated once per half."""
+# ruff: noqa: E501 (a row of the table is one line)
+"""Packed and mixed-precision instructions (VOP3P), dot products included; a packed row is evaluated once per
+half."""
 
 from __future__ import annotations
 

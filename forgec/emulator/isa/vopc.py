@@ -41,7 +41,8 @@ def _rows() -> dict[str, Row]:
     for type_ in ("f16", "f32", "f64"):
         for operator, text in _FLOAT.items():
             if type_ == "f16":
-                text = f"F32 x = to_f32(a), y = to_f32(b); mask d = BITS({text.replace('a', 'x').replace('b', 'y')})"
+                text = text.replace("a", "x").replace("b", "y")
+                text = f"F32 x = to_f32(a), y = to_f32(b); mask d = BITS({text})"
             else:
                 text = f"BITS({text})"
             add(operator, type_, (type_, type_), text)
