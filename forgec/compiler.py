@@ -95,7 +95,6 @@ def compile_model(
         spec = read_spec(gguf)
         program = plan_model(gguf, spec, target, options, dump)
         tokenizer = build_tokenizer(gguf.metadata)
-        _check_vocabulary(spec, tokenizer)
         warnings = _chat_warnings(tokenizer)
         clock.lap("plan")
         units = program_units(program)
@@ -136,14 +135,6 @@ def check_kernels(program: Program, objects: tuple[CodeObject, ...]) -> None:
             args=tuple((arg.name, offset, arg.size, arg.is_pointer) for arg, offset in kernel.unpack),
         )
         check_inspection(found[kernel.symbol], expected)
-
-
-def _check_vocabulary(spec: ModelSpec, tokenizer: TokenizerSpec) -> None:
-    if tokenizer.vocab_size > spec.vocab_size:
-        raise UsageError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding only {spec.vocab_size} rows",
-            "The file's tokenizer does not belong to its weights; convert the model again.",
-        )
 
 
 def _chat_warnings(tokenizer: TokenizerSpec) -> tuple[str, ...]:
