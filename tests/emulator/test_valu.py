@@ -11,7 +11,7 @@ import pytest
 
 from forgec.emulator import Device
 from tests.emulator.build import build
-from tests.emulator.valu_cases import CASES, OLD, TYPES, Array, Case
+from tests.emulator.valu_cases import CASES, COMPARES, OLD, TYPES, Array, Case
 
 ARCHES = ["gfx1100", "gfx942"]
 N = 256
@@ -104,44 +104,50 @@ def operand(rng: np.random.Generator, kind: str) -> Array:
     return np.ascontiguousarray(values.astype(dtype))
 
 
+def c_type(kind: str) -> str:
+    return "u64" if kind in ("u64", "i64", "f64", "um") else "u32"
+
+
+def statement(arch: str, i: int, case: Case) -> str:
+    """The asm statement of case ``i``: sources s<i>_<j>, result d<i>."""
+    name = OLD.get(case.name, case.name) if arch.startswith("gfx9") else case.name
+    wave_mask = "u64" if arch.startswith("gfx9") else "u32"
+    true16 = arch.startswith("gfx11")
+    names, binds, before = [], [], ""
+    outputs = 2 if case.result == "um" else 1
+    for j, kind in enumerate(case.sources):
+        half = ".l" if true16 and kind in ("u16", "i16", "f16") and "mix" not in name else ""
+        if kind == "carry":
+            before += f"{wave_mask} c{i} = __builtin_amdgcn_ballot_w{64 if wave_mask == 'u64' else 32}(s{i}_{j} & 1);"
+            binds.append(f'"s"(c{i})')
+        elif kind != "acc":
+            binds.append(f'"v"(s{i}_{j})')
+        if kind != "acc":
+            names.append(f"%{j + outputs}{half}")
+    half = ".l" if true16 and case.result in ("u16", "i16", "f16") else ""
+    inputs, operands = ", ".join(binds), ", ".join(names) + case.operands
+    if case.result == "m":
+        text = f'{wave_mask} m{i}; asm volatile("{name} %0, {operands}" : "=s"(m{i}) : {inputs});'
+        return f"{text} u32 d{i} = (u32)(m{i} >> (t & (sizeof(m{i}) * 8 - 1))) & 1;"
+    if case.result == "um":
+        text = f'u32 r{i}; {wave_mask} m{i}; asm volatile("{name} %0, %1, {operands}" : "=&v"(r{i}), "=&s"(m{i}) : {inputs});'
+        return f"{before} {text} u64 d{i} = r{i} | (u64)(m{i} >> (t & (sizeof(m{i}) * 8 - 1)) & 1) << 32;"
+    if "acc" in case.sources:
+        old = f"s{i}_{len(case.sources) - 1}"
+        return f'{c_type(case.result)} d{i} = {old}; asm volatile("{name} %0, {operands}" : "+v"(d{i}) : {inputs});'
+    return f'{before} {c_type(case.result)} d{i}; asm volatile("{name} %0{half}, {operands}" : "=&v"(d{i}) : {inputs});'
+
+
 def kernel_text(arch: str, cases: list[Case]) -> str:
-    """One kernel: every case an asm statement on the inputs it loads, results stored one array after
-    another."""
-    types = {
-        "u32": "u32",
-        "i32": "u32",
-        "f32": "u32",
-        "u64": "u64",
-        "i64": "u64",
-        "f64": "u64",
-        "u16": "u32",
-        "i16": "u32",
-        "f16": "u32",
-        "ph": "u32",
-        "turns": "u32",
-        "small": "u32",
-        "selector": "u32",
-        "acc": "u32",
-    }
+    """One kernel: every case an asm statement on the inputs it loads, results stored one array after another."""
     lines = [f"KERNEL BLOCK({N}) void cases(const char* in, char* out) {{ u32 t = lane_id();"]
     for i, case in enumerate(cases):
-        name = OLD.get(case.name, case.name) if arch.startswith("gfx9") else case.name
-        names, binds = [], []
         for j, kind in enumerate(case.sources):
-            lines.append(
-                f"{types[kind]} s{i}_{j} = *(const {types[kind]}*)(in + {(4 * i + j) * N * 8}u + t * {8 if types[kind] == 'u64' else 4}u);"
-            )
-            true16 = arch.startswith("gfx11") and kind in ("u16", "i16", "f16") and "mix" not in name
-            if kind != "acc":
-                names.append(f"%{j + 1}{'.l' if true16 else ''}")
-            binds.append(f'"{"0" if kind == "acc" else "v"}"(s{i}_{j})')
-        result = types[case.result]
-        half = ".l" if arch.startswith("gfx11") and case.result in ("u16", "i16", "f16") else ""
-        lines.append(
-            f'{result} d{i}; asm volatile("{name} %0{half}, {", ".join(names)}{case.operands}" : "=&v"(d{i}) : {", ".join(binds)});'
-            if "acc" not in case.sources
-            else f'{result} d{i} = s{i}_{len(case.sources) - 1}; asm volatile("{name} %0, {", ".join(names)}" : "+v"(d{i}) : {", ".join(binds[:-1])});'
-        )
+            type_ = c_type(kind)
+            at = f"in + {(4 * i + j) * N * 8}u + t * {8 if type_ == 'u64' else 4}u"
+            lines.append(f"{type_} s{i}_{j} = *(const {type_}*)({at});")
+        lines.append(statement(arch, i, case))
+        result = c_type(case.result)
         lines.append(f"*({result}*)(out + {i * N * 8}u + t * {8 if result == 'u64' else 4}u) = d{i};")
     return "\n".join([*lines, "}"])
 
@@ -152,7 +158,9 @@ def run_cases(
     """(inputs, outputs) of one launch over all cases."""
     code, listing = build(kernel_text(arch, cases), arch)
     device = Device(arch, threads=2)
-    inputs = [[operand(rng, "f32" if k == "acc" else k) for k in case.sources] for case in cases]
+    inputs = [
+        [operand(rng, {"acc": "f32", "carry": "u32"}.get(k, k)) for k in case.sources] for case in cases
+    ]
     buffer = np.zeros((len(cases), 4, N * 8), np.uint8)
     for i, arrays in enumerate(inputs):
         for j, a in enumerate(arrays):
@@ -173,7 +181,9 @@ def run_cases(
     raw_out = device.read(out, np.uint8, len(cases) * N * 8).reshape(len(cases), -1)
     results = []
     for i, case in enumerate(cases):
-        dtype = np.dtype(np.uint32 if case.result == "ph" else TYPES[case.result])
+        dtype = np.dtype(
+            {"ph": np.uint32, "m": np.uint32, "um": np.uint64}.get(case.result) or TYPES[case.result]
+        )
         stored = max(dtype.itemsize, 4)
         words = np.ascontiguousarray(raw_out[i, : N * stored]).view(f"u{stored}")
         results.append((words.astype(f"u{dtype.itemsize}")).view(dtype))
@@ -195,9 +205,10 @@ def ulp_distance(a: Array, b: Array) -> Array:
 
 
 @pytest.mark.parametrize("arch", ARCHES)
-def test_every_vector_instruction(arch: str) -> None:
+@pytest.mark.parametrize("group", ["arithmetic", "compares"])
+def test_every_vector_instruction(arch: str, group: str) -> None:
     rng = np.random.default_rng()
-    cases = [c for c in CASES if applies(c, arch)]
+    cases = [c for c in (CASES if group == "arithmetic" else COMPARES) if applies(c, arch)]
     failures = []
     for start in range(0, len(cases), 45):
         chunk = cases[start : start + 45]
@@ -216,6 +227,8 @@ def test_every_vector_instruction(arch: str) -> None:
 
 
 def mismatches(case: Case, expected: Array, found: Array) -> Array:
+    if case.result == "m":
+        return expected.astype(np.uint32) != found
     if case.result == "ph":
         wide_e, wide_f = expected.view(np.float16), found.view(np.float16)
         return (ulp_distance(wide_e, wide_f) > case.ulps).reshape(-1, 2).any(-1)
@@ -225,3 +238,21 @@ def mismatches(case: Case, expected: Array, found: Array) -> Array:
         return (ulp_distance(expected.view(np.float16), found.view(np.float16)) > 0).reshape(-1, 2).any(-1)
     assert expected.dtype == found.dtype, f"{case.name}: the reference gives {expected.dtype}"
     return expected != found
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_division_is_correctly_rounded(arch: str, dtype: Any) -> None:
+    """v_div_scale, v_rcp, v_div_fmas and v_div_fixup together are IEEE division, denormals and special values included."""
+    name = "float" if dtype is np.float32 else "double"
+    text = f"KERNEL BLOCK(256) void divide(const {name}* a, const {name}* b, {name}* q) {{ q[lane_id()] = a[lane_id()] / b[lane_id()]; }}"
+    code, listing = build(text, arch)
+    assert "v_div_fmas" in listing
+    rng = np.random.default_rng()
+    a, b = (operand(rng, "f32" if dtype is np.float32 else "f64") for _ in range(2))
+    device = Device(arch)
+    pointers = [device.upload(a), device.upload(b), device.malloc(a.nbytes)]
+    device.launch(device.load(code, listing), "divide", 1, N, struct.pack("<QQQ", *pointers))
+    with np.errstate(all="ignore"):
+        distance = ulp_distance((a / b).astype(dtype), device.read(pointers[2], dtype, N))
+    assert not distance.any(), f"{a[distance > 0]} / {b[distance > 0]}"

@@ -562,9 +562,98 @@ def _cases() -> list[Case]:
     return rows
 
 
+def _carry(function: Callable[..., tuple[Array, Array]]) -> Callable[..., Array]:
+    """(result, carry) as one u64: the carry in bit 32."""
+
+    def evaluate(*arrays: Array) -> Array:
+        value, carry = function(*(a.astype(np.int64) for a in arrays))
+        return (value & 0xFFFFFFFF).astype(np.uint64) | carry.astype(np.uint64) << np.uint64(32)
+
+    return evaluate
+
+
+def classify(x: Array) -> Array:
+    """Bit number of V_CMP_CLASS that each value has."""
+    size = x.dtype.itemsize
+    fraction = {2: 10, 4: 23, 8: 52}[size]
+    bits = x.view(f"u{size}").astype(np.uint64)
+    quiet = bits >> np.uint64(fraction - 1) & np.uint64(1)
+    negative = np.signbit(x)
+    tiny = np.abs(x) < np.finfo(x.dtype).tiny
+    order = np.where(np.isinf(x), 0, np.where(x == 0, 3, np.where(tiny, 2, 1)))
+    return np.where(np.isnan(x), quiet.astype(np.int64), np.where(negative, 2 + order, 9 - order))
+
+
+def _compares() -> list[Case]:
+    """Every operator of VOPC on every type, class tests, and the additions that produce lane masks."""
+    rows = []
+    whole = {
+        "lt": np.less,
+        "eq": np.equal,
+        "le": np.less_equal,
+        "gt": np.greater,
+        "ne": np.not_equal,
+        "ge": np.greater_equal,
+    }
+    ordered: dict[str, Callable[..., Array]] = {
+        **{k: v for k, v in whole.items() if k != "ne"},
+        "lg": lambda a, b: (a < b) | (a > b),
+        "o": lambda a, b: ~(np.isnan(a) | np.isnan(b)),
+        "u": lambda a, b: np.isnan(a) | np.isnan(b),
+    }
+    negated = {"nge": "ge", "nlg": "lg", "ngt": "gt", "nle": "le", "neq": "eq", "nlt": "lt"}
+    for kind in ("i16", "u16", "i32", "u32", "i64", "u64"):
+        rows += [Case(f"v_cmp_{n}_{kind}", "m", (kind, kind), g) for n, g in whole.items()]
+    for kind in ("f16", "f32", "f64"):
+        rows += [Case(f"v_cmp_{n}_{kind}", "m", (kind, kind), g) for n, g in ordered.items()]
+        rows += [
+            Case(f"v_cmp_{n}_{kind}", "m", (kind, kind), lambda a, b, g=ordered[p]: ~g(a, b))
+            for n, p in negated.items()
+        ]
+        if kind != "f16":
+            rows.append(
+                Case(
+                    f"v_cmp_class_{kind}",
+                    "m",
+                    (kind, "u32"),
+                    lambda a, b: (b >> classify(a).astype(np.uint32) & 1) != 0,
+                )
+            )
+    u2 = ("u32", "u32")
+    rows += [
+        Case("v_add_co_u32", "um", u2, _carry(lambda a, b: (a + b, a + b > 0xFFFFFFFF))),
+        Case("v_sub_co_u32", "um", u2, _carry(lambda a, b: (a - b, a < b))),
+        Case("v_subrev_co_u32", "um", u2, _carry(lambda a, b: (b - a, b < a))),
+        Case(
+            "v_add_co_ci_u32",
+            "um",
+            (*u2, "carry"),
+            _carry(lambda a, b, c: (a + b + (c & 1), a + b + (c & 1) > 0xFFFFFFFF)),
+        ),
+        Case(
+            "v_sub_co_ci_u32",
+            "um",
+            (*u2, "carry"),
+            _carry(lambda a, b, c: (a - b - (c & 1), a < b + (c & 1))),
+        ),
+        Case(
+            "v_subrev_co_ci_u32",
+            "um",
+            (*u2, "carry"),
+            _carry(lambda a, b, c: (b - a - (c & 1), b < a + (c & 1))),
+        ),
+        Case("v_cndmask_b32", "u32", (*u2, "carry"), lambda a, b, c: np.where(c & 1, b, a)),
+    ]
+    return rows
+
+
 CASES = _cases()
+COMPARES = _compares()
 # gfx11 name -> gfx9 name; None where gfx9 has no such instruction
 OLD: dict[str, str] = {
+    "v_add_co_ci_u32": "v_addc_co_u32",
+    "v_sub_co_ci_u32": "v_subb_co_u32",
+    "v_subrev_co_ci_u32": "v_subbrev_co_u32",
     "v_clz_i32_u32": "v_ffbh_u32",
     "v_ctz_i32_b32": "v_ffbl_b32",
     "v_cls_i32": "v_ffbh_i32",

@@ -22,8 +22,7 @@ v_minmax_f32 v_minmax_num_f32 | f32 = f32 f32 f32 | max_f32(min_f32(a, b), c)
 v_minimum3_f32            | f32 = f32 f32 f32 | minimum_f32(minimum_f32(a, b), c)
 v_maximum3_f32            | f32 = f32 f32 f32 | maximum_f32(maximum_f32(a, b), c)
 v_div_fixup_f32           | f32 = f32 f32 f32 | div_fixup_f32(a, b, c)
-v_div_fmas_f32            | f32 = f32 f32 f32 vcc | F32 x = FMA(a, b, c); \
-    I32 hi = ABSF32(c) > 1.0f; F32 s = x * SELF32(hi, SPLAT(F32, 18446744073709551616.0f), SPLAT(F32, 5.42101086242752217e-20f)); F32 d = SELF32(lanes32(e), s, x)
+v_div_fmas_f32            | f32 = f32 f32 f32 vcc | div_fmas_f32(a, b, c, e)
 v_div_scale_f32           | f32 m = f32 f32 f32 | mask d2; F32 d = div_scale_f32(a, b, c, &d2)
 v_cubeid_f32              | f32 = f32 f32 f32 | F32 x = ABSF32(a), y = ABSF32(b), z = ABSF32(c); I32 zmax = (z >= x) & (z >= y), ymax = ~zmax & (y >= x); \
     F32 zid = SELF32(c < 0.0f, SPLAT(F32, 5.0f), SPLAT(F32, 4.0f)), yid = SELF32(b < 0.0f, SPLAT(F32, 3.0f), SPLAT(F32, 2.0f)), \
@@ -47,8 +46,7 @@ v_dot2_bf16_bf16          | u16 = pf16raw pf16raw u16 | f32_to_bf16(CV(CV(bf16_t
 # f64
 v_fma_f64                 | f64 = f64 f64 f64 | FMA(a, b, c)
 v_div_fixup_f64           | f64 = f64 f64 f64 | div_fixup_f64(a, b, c)
-v_div_fmas_f64            | f64 = f64 f64 f64 vcc | F64 x = FMA(a, b, c); I64 hi = ABSF64(c) > 1.0; \
-    F64 s = x * SELF64(hi, SPLAT(F64, 3.4028236692093846346e38), SPLAT(F64, 2.9387358770557187699e-39)); F64 d = SELF64(lanes64(e), s, x)
+v_div_fmas_f64            | f64 = f64 f64 f64 vcc | div_fmas_f64(a, b, c, e)
 v_div_scale_f64           | f64 m = f64 f64 f64 | mask d2; F64 d = div_scale_f64(a, b, c, &d2)
 
 # integers

@@ -8,6 +8,8 @@ INLINE F32 div_fixup_f32(F32 a, F32 b, F32 c) {
   I32 eb = (I32)((U32)b >> 23 & 255u), ec = (I32)((U32)c >> 23 & 255u);
   F32 inf = (F32)SPLAT(U32, 0x7f800000u);
   F32 r = (F32)(sign | (U32)ABSF32(a));
+  /* a quotient of infinity or NaN is an overflow; the document names S1 here, which the rule below covers */
+  r = SELF32(((U32)a & 0x7f800000u) == 0x7f800000u, (F32)(sign | 0x7f800000u), r);
   r = SELF32((ec - eb) < -150, (F32)sign, r); /* underflow: the hardware rounds; the division chain never needs it */
   r = SELF32((ABSF32(b) == inf) | (c == 0.0f), (F32)sign, r);
   r = SELF32((b == 0.0f) | (ABSF32(c) == inf), (F32)(sign | 0x7f800000u), r);
@@ -21,12 +23,35 @@ INLINE F64 div_fixup_f64(F64 a, F64 b, F64 c) {
   F64 inf = (F64)SPLAT(U64, 0x7ff0000000000000UL);
   I64 eb = (I64)((U64)b >> 52 & 0x7ffUL), ec = (I64)((U64)c >> 52 & 0x7ffUL);
   F64 r = (F64)(sign | (U64)ABSF64(a));
+  r = SELF64(((U64)a & 0x7ff0000000000000UL) == 0x7ff0000000000000UL, (F64)(sign | 0x7ff0000000000000UL), r);
   r = SELF64((ec - eb) < -1075L, (F64)sign, r);
   r = SELF64((ABSF64(b) == inf) | (c == 0.0), (F64)sign, r);
   r = SELF64((b == 0.0) | (ABSF64(c) == inf), (F64)(sign | 0x7ff0000000000000UL), r);
   r = SELF64(((b == 0.0) & (c == 0.0)) | ((ABSF64(b) == inf) & (ABSF64(c) == inf)), (F64)SPLAT(U64, 0xfff8000000000000UL), r);
   r = SELF64(b != b, (F64)((U64)b | 0x8000000000000UL), r);
   return SELF64(c != c, (F64)((U64)c | 0x8000000000000UL), r);
+}
+
+/* RDNA3 16.12 V_DIV_FMAS_F32: a fused multiply-add whose result undoes the scaling of V_DIV_SCALE where VCC is set, in
+ * one rounding. The document gives the factor 2^32; what undoes the scaling is 2^64 or 2^-64 (f64: 2^128 or 2^-128),
+ * by whether the quotient estimate is large or small. */
+INLINE F32 div_fmas_f32(F32 a, F32 b, F32 c, mask vcc) {
+  F64 x = CV(a, F64) * CV(b, F64) + CV(c, F64);
+  F64 s = SELF64(CV(ABSF32(c) > 1.0f, I64), SPLAT(F64, 18446744073709551616.0), SPLAT(F64, 5.42101086242752217e-20));
+  return SELF32(lanes32(vcc), CV(x * s, F32), FMA(a, b, c));
+}
+
+INLINE F64 div_fmas_f64(F64 a, F64 b, F64 c, mask vcc) {
+  F64 x = FMA(a, b, c), up = x * 3.4028236692093846346e38, y = x * 2.9387358770557187699e-39;
+  /* y was rounded twice if it is denormal: compare what is missing with half a step of denormals, scaled up */
+  F64 rest = FMA(a, b, c - y * 3.4028236692093846346e38);
+  F64 half = (F64)SPLAT(U64, (u64)(1023 - 947) << 52); /* 2^-947 */
+  I64 odd = ((U64)y & 1UL) != 0UL;
+  I64 more = (rest > half) | ((rest == half) & odd), less = (rest < -half) | ((rest == -half) & odd);
+  F64 step = (F64)SPLAT(U64, 1UL);
+  y = SELF64(more, y + step, SELF64(less, y - step, y));
+  F64 r = SELF64(ABSF64(c) > 1.0, up, y);
+  return SELF64(lanes64(vcc), r, x);
 }
 
 /* RDNA3 16.12 V_DIV_SCALE_F32: a is the operand to scale (b or c), b denominator, c numerator. */
