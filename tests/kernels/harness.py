@@ -278,25 +278,44 @@ class EmulatedDevice:
     guard_bytes = 0
 
     def __init__(self, arch: str, generic: bool) -> None:
-        from forgec.emulator import Device as Emulator
-
         self._arch, self._generic = arch, generic
-        self._device = Emulator(arch, memory=1 << 30)
+        self._device = _emulator(arch)
+        self._memory: list[int] = []
 
     def put(self, data: bytes) -> int:
         address = self._device.malloc(len(data))
+        self._memory.append(address)
         self._device.write(address, data)
-        return address
+        return int(address)
 
     def get(self, address: int, size: int) -> bytes:
-        return self._device.read(address, np.uint8, size).tobytes()
+        return bytes(self._device.read(address, np.uint8, size).tobytes())
 
     def free(self) -> None:
-        """The device and its memory go with this object."""
+        while self._memory:
+            self._device.free(self._memory.pop())
 
     def launch(self, params: StageParams, kernarg: bytes, blocks: int) -> None:
-        module = self._device.load(*_amd_code(params, self._arch, self._generic))
-        self._device.launch(module, params.symbol, (blocks,), (params.block,), kernarg)
+        module = _amd_module(params, self._arch, self._generic)
+        try:
+            self._device.launch(module, params.symbol, (blocks,), (params.block,), kernarg)
+        except Exception:
+            _amd_module.cache_clear()  # nothing of a device that trapped is used again
+            _emulator.cache_clear()
+            raise
+
+
+@cache
+def _emulator(arch: str) -> Any:
+    """One device for all tests, because it keeps its kernels translated."""
+    from forgec.emulator import Device as Emulator
+
+    return Emulator(arch, memory=1 << 30)
+
+
+@cache
+def _amd_module(params: StageParams, arch: str, generic: bool) -> Any:
+    return _emulator(arch).load(*_amd_code(params, arch, generic))
 
 
 @cache

@@ -31,7 +31,7 @@ def random_scores(rng: np.random.Generator, heads: int, rows: int, context: int)
 class TestScale:
     @on_devices
     def test_random(self, rng: np.random.Generator, device: str) -> None:
-        scores, factor = random_scores(rng, 3, 5, 71), float(rng.uniform(0.01, 2))
+        scores, factor = random_scores(rng, 3, 5, 71), 0.37
         y = run_rows(ScaleParams(*common(device), 3, 71, factor), scores, 71, device)
         np.testing.assert_array_equal(y, scores * np.float32(factor))
 
