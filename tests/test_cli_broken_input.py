@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -19,9 +21,10 @@ from forgec.compiler import compile_model
 from forgec.config import load_config
 from forgec.errors import PackageError
 from forgec.package.output import atomic_directory
-from forgec.targets import target_names
+from forgec.targets import get_target, target_names
 from forgec.toolchain import open_cache
 from tests.cli_files import CPU, Forgec, compiled, finish, one_error, start, tiny_model
+from tests.smollm2 import require_smollm2
 
 CHOOSE = "Choose another path with -o."
 #: Columns in whole super-blocks of 256.
@@ -452,3 +455,19 @@ def test_two_at_once_with_force_the_last_wins(tmp_path: Path, monkeypatch: pytes
         (folder / "old" / "manifest.json").write_text("of another")
     assert (output / "manifest.json").read_text() == "third"
     assert [p.name for p in tmp_path.iterdir()] == ["package"]
+
+
+def test_a_model_that_does_not_fit(run: Forgec, room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = dataclasses.replace(get_target("gfx1100"), memory_bytes=205 << 20)
+    monkeypatch.setattr("forgec.compiler.get_target", lambda name: small)
+    arguments = ("compile", require_smollm2(), "--arch", "gfx1100", "-o", room / "out")
+    code, message, hint = run.refused(*arguments)
+    assert code == 5
+    assert re.fullmatch(
+        r"'Smollm2 135M 8k Lc100K Mix1 Ep2' needs 0\.3 GiB at a context of 8192 tokens, "
+        r"'gfx1100' has 0\.2 GiB \(weights 9\d MiB, kv 180 MiB, arena \d MiB\)",
+        message,
+    )
+    assert (
+        hint == "Choose a shorter context with --ctx, a smaller quantisation, or a target with more memory."
+    )

@@ -27,7 +27,7 @@ def write_f32(source: Path, destination: Path) -> None:
         temporary.replace(destination)
     except OSError as error:
         raise ForgeError(
-            f"the model's F32 weights cannot be written to '{destination.parent}': {error.strerror or error}",
+            f"the model's F32 weights cannot be written to '{destination.parent}': {error.strerror or 'the disk is full'}",
             "Set TMPDIR to a folder with room for four bytes per parameter.",
         ) from error
     finally:

@@ -123,7 +123,8 @@ class _Build:
             temporary.replace(self.dump_dir / name)
         except OSError as error:
             raise ToolchainError(
-                f"'{self.dump_dir / name}' cannot be written: {error.strerror or error}"
+                f"'{self.dump_dir / name}' cannot be written: {error.strerror or error}",
+                "choose another --dump-dir, or free some space",
             ) from error
 
     def _hint(self, hint: str, source: str) -> str:
