@@ -13,9 +13,9 @@ import pytest
 
 from forgec.emulator.codeobject import parse_code_object
 from forgec.emulator.disassembly import remember_listing
-from forgec.emulator.driver import EmulatedDriver
+from forgec.emulator.driver import EmulatedDriver, open_checked, open_emulated
 from forgec.emulator.hip import Configuration, Front, attach, build_stub
-from runtime.driver import DriverOptions
+from runtime.driver import DRIVER_GROUP, DriverOptions
 from runtime.driver_hip import HipDriver
 from tests.emulator.build import build
 
@@ -68,6 +68,24 @@ def open_way(way: str, arch: str = "gfx1100", memory: int = MEMORY) -> Any:
         return EmulatedDriver(arch, memory=memory)
     front(arch=arch, memory=memory)
     return HipDriver(DriverOptions(Path(), arch, 64 if arch.startswith("gfx9") else 32))
+
+
+def install_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What installing forgec would register, for a checkout that is not installed."""
+
+    class EntryPoint:
+        def __init__(self, name: str, factory: Any) -> None:
+            self.name = name
+            self._factory = factory
+
+        def load(self) -> Any:
+            return self._factory
+
+    def entry_points(group: str) -> list[EntryPoint]:
+        assert group == DRIVER_GROUP
+        return [EntryPoint("emulated", open_emulated), EntryPoint("emulated-checked", open_checked)]
+
+    monkeypatch.setattr("importlib.metadata.entry_points", entry_points)
 
 
 def arguments(*values: int | float) -> bytes:

@@ -6,16 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from forgec.compiler import compile_model
 from forgec.config import load_config
-from forgec.emulator import driver as emulated
 from forgec.emulator import instructions
 from forgec.emulator.codeobject import parse_code_object
 from forgec.emulator.hip import build_stub
@@ -24,7 +21,7 @@ from forgec.errors import DeviceError
 from forgec.package.loader import import_package
 from forgec.plan.program import CompileOptions
 from forgec.toolchain import open_cache
-from tests.emulator.devices import front, stub
+from tests.emulator.devices import front, install_entry_points, stub
 from tests.gguf_files import TinyModel
 
 PROMPT = "the rain in the tin"
@@ -57,32 +54,18 @@ def expected(packages: dict[str, Path]) -> tuple[int, ...]:
     return tokens
 
 
-@pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The entry points of a checkout that is not installed."""
-
-    class EntryPoint:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def load(self) -> Any:
-            return {"emulated": emulated.open_emulated, "emulated-checked": emulated.open_checked}[self.name]
-
-    def entry_points(group: str) -> Sequence[EntryPoint]:
-        assert group == "forgec.drivers"
-        return [EntryPoint("emulated"), EntryPoint("emulated-checked")]
-
-    monkeypatch.setattr("importlib.metadata.entry_points", entry_points)
-
-
-@pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize(
     ("target", "device"),
     [("gfx1100", "emulated"), ("gfx942", "emulated-checked")],
 )
 def test_tokens_on_the_emulator(
-    packages: dict[str, Path], expected: tuple[int, ...], target: str, device: str
+    packages: dict[str, Path],
+    expected: tuple[int, ...],
+    target: str,
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    install_entry_points(monkeypatch)
     assert generate(packages[target], device) == expected
 
 
