@@ -2,9 +2,9 @@
 
     python examples/compare_llama_cpp.py MODEL.gguf PACKAGE [PACKAGE...] --threads 2
 
-Every round times each contender once, so that a slower spell of the machine meets all of them; medians over the
-rounds are compared. Run it on an otherwise idle machine: llama.cpp's spinning threads lose most when they have to
-share cores. Needs the extra 'golden' (xllamacpp).
+Every round times each contender once, so that a slower spell of the machine meets all of them; medians over
+the rounds are compared. Run it on an otherwise idle machine: llama.cpp's spinning threads lose most when they
+have to share cores. Needs the extra 'golden' (xllamacpp).
 """
 
 from __future__ import annotations
