@@ -77,6 +77,34 @@ def test_tokens_through_hip(packages: dict[str, Path], expected: tuple[int, ...]
     gpu.close()
 
 
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("emulated", "outside every allocation"),
+        ("hip", "hipStreamSynchronize failed: hipErrorIllegalAddress"),
+    ],
+)
+def test_the_fault_is_the_error_that_is_seen(
+    packages: dict[str, Path], device: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one of the calls that fail afterwards, while the model is closed on a lost device."""
+    install_entry_points(monkeypatch)
+    if device == "hip":
+        front()
+        remember_package(packages["gfx1100"])
+    with (
+        pytest.raises(Exception, match=message) as caught,
+        import_package(packages["gfx1100"]).load(device=device) as model,
+    ):
+        engine = model.engine
+        engine._set("position", "<i", 1 << 28)  # far behind the end of the KV cache
+        engine._upload_state()
+        engine.run("decode")
+        engine.synchronize()
+    assert type(caught.value).__name__ in ("DeviceError", "EmulatorTrap")
+    assert caught.value.exit_code == 9  # type: ignore[attr-defined]
+
+
 def run(package: Path, rocm: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     root = str(Path(__file__).parents[2])
     return subprocess.run(
