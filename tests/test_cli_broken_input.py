@@ -189,6 +189,27 @@ def test_an_unsupported_quantisation(run: Forgec, room: Path, tmp_path: Path) ->
     assert {"part": "layers", "problem": message, "hint": hint} in facts["problems"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"feed_forward_length": 172},
+            "tensor 'blk.0.ffn_down.weight' has 172 columns; expected a multiple of 8",
+        ),
+        ({"key_length": 10}, "the attention heads have a length of 10; expected a multiple of 4"),
+    ],
+)
+def test_shapes_that_no_kernel_takes(
+    run: Forgec, room: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    model = tiny_model(tmp_path / "odd.gguf", quant="F32", **changes)
+    code, found, hint = run.refused("compile", model, "--arch", CPU, "-o", room / "out")
+    assert (code, found) == (4, message)
+    said = run("inspect", model)
+    assert said.code == 4
+    assert f"  does not compile  layers: {message}\n{' ' * 20}{hint}\n" in said.out
+
+
 # -- compilers
 
 

@@ -14,6 +14,7 @@ from forgec.frontend.architectures import build_graph
 from forgec.frontend.gguf import GGUFFile, open_gguf
 from forgec.frontend.spec import ModelSpec, read_spec
 from forgec.frontend.tokenizer import build_tokenizer
+from forgec.plan.limits import check_limits
 
 __all__ = ["command"]
 
@@ -55,7 +56,7 @@ def command(ctx: click.Context, model: Path, as_json: bool) -> None:
 def _verdicts(gguf: GGUFFile, spec: ModelSpec) -> tuple[Verdict, ...]:
     """Ask the parts of the compiler that can refuse a file; nothing is compiled."""
     parts = (
-        ("layers", lambda: build_graph(gguf, spec)),
+        ("layers", lambda: check_limits(build_graph(gguf, spec))),
         ("tokenizer", lambda: build_tokenizer(gguf.metadata)),
     )
     verdicts = []

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from forgec.errors import TargetError, VerifyError
 from forgec.ir import ops
 from forgec.ir.graph import Graph
+from forgec.plan.limits import check_limits
 from forgec.plan.lowering import Lowered, Lowering, Temp
 from forgec.plan.memory import Request, align, plan_arena
 from forgec.plan.program import (
@@ -66,9 +67,10 @@ def kv_cache_bytes(graph: Graph, context: int, kv_dtype: str) -> int:
 def lower(graph: Graph, target: Target, options: CompileOptions) -> Program:
     """Plan a fused graph for a target.
 
-    Raises TargetError when the model does not fit the target's memory, VerifyError when the graph holds an
-    operation that has no stage.
+    Raises TargetError when the model does not fit the target's memory, UnsupportedModelError for shapes that
+    no stage takes, VerifyError when the graph holds an operation that has no stage.
     """
+    check_limits(graph)
     context = default_context(graph, options)
     options = replace(options, context=context, chunk=min(options.chunk, context))
     tensors, weight_bytes = place_weights(graph, context)
