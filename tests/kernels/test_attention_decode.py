@@ -138,7 +138,7 @@ class TestShapes:
         case = make_case(rng, heads=14, kv_heads=2, head_length=128, position=101)
         check(case, device, lanes=8)
 
-    @on_devices
+    @in_time
     @pytest.mark.parametrize("lanes", [1, 4, 16])
     def test_f32_cache(self, rng: np.random.Generator, device: str, lanes: int) -> None:
         check(make_case(rng, position=99, kv_dtype="f32"), device, lanes=lanes)

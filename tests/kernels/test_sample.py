@@ -176,7 +176,7 @@ class TestDraws:
 class TestState:
     @on_devices
     def test_advances(self, rng: np.random.Generator, device: str) -> None:
-        logits = rng.standard_normal(333)
+        logits = rng.standard_normal(1003)
         before = State(rows=17, position=40, row=16, token=5, step=3, seed_lo=11, seed_hi=12)
         token, state, ring = draw(logits, device, before)
         assert token == int(np.argmax(logits))
