@@ -88,7 +88,8 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script ``forgec``."""
     # Ending politely lets every temporary folder be removed, as on Ctrl-C.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _terminate)
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has the hang-up ignored, and means it
+            signal.signal(number, _terminate)
     for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
         # A terminal that cannot show a character shows a stand-in; it is no reason to fail.
         with contextlib.suppress(AttributeError, ValueError):
