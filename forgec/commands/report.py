@@ -67,9 +67,18 @@ DEFAULT_POSITION = 128
 @click.option("--position", type=click.IntRange(0), metavar="N",
               help="Tokens in the KV cache for bytes and times (default 128, if they fit).")  # fmt: skip
 @click.option("--toolchain", type=click.Choice(["auto", "hipcc", "zig"]), default="auto", show_default=True)
+@click.option("--emulate", is_flag=True,
+              help="Also run a prompt and a token on the emulator, and count.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 def command(
-    model: Path, arch: str, math: str, ctx: int | None, position: int | None, toolchain: str, as_json: bool
+    model: Path,
+    arch: str,
+    math: str,
+    ctx: int | None,
+    position: int | None,
+    toolchain: str,
+    emulate: bool,
+    as_json: bool,
 ) -> None:
     """List registers, LDS, spills, occupancy, bytes, instructions and roofline time of MODEL's kernels.
 
@@ -94,6 +103,11 @@ def command(
         click.echo(json.dumps([asdict(r) for r in reports], indent=1))
     else:
         _print(program, reports, position)
+    if emulate:
+        from forgec.commands.report_emulated import count_kernels, print_counts
+
+        options = CompileOptions(math=math, context=ctx)
+        print_counts(target, count_kernels(model, arch, options, position)[1])
 
 
 def build_report(

@@ -22,7 +22,15 @@ from forgec.emulator.traps import EmulatorTrap
 from forgec.errors import DeviceError, UsageError
 from forgec.targets import get_target
 
-__all__ = ["DeviceInfo", "EmulatedDriver", "Function", "Graph", "open_checked", "open_emulated"]
+__all__ = [
+    "DeviceInfo",
+    "EmulatedDriver",
+    "Function",
+    "Graph",
+    "open_checked",
+    "open_emulated",
+    "open_profiled",
+]
 
 # A large GPU's memory would not fit the emulator's address range, nor any machine that runs it.
 _LARGEST_MEMORY = 48 << 30
@@ -73,7 +81,8 @@ class EmulatedDriver:
     ``checks`` turns on all traps (uninitialised values, missing waits, LDS races) at a third of the speed;
     accesses outside of allocations always trap. ``memory`` is the capacity in bytes (None: the chip's). After
     a trap the device is lost, as a GPU would be: releasing things still works, everything else raises.
-    ``observer`` is called with the counters of every launch.
+    ``observer`` is called with the counters of every launch; with ``profile`` they hold the cache lines and
+    LDS conflicts of every memory instruction.
     """
 
     name = "emulated"
@@ -87,11 +96,12 @@ class EmulatedDriver:
         checks: bool = False,
         memory: int | None = None,
         seed: int | None = None,
+        profile: bool = False,
     ) -> None:
         """Raises: TargetError for an unknown chip, DeviceError for one that is no AMD GPU."""
         self._target = get_target(arch)
         total = min(self._target.memory_bytes, _LARGEST_MEMORY) if memory is None else memory
-        self._device = Device(arch, threads, seed, checks=checks, memory=total)
+        self._device = Device(arch, threads, seed, checks=checks, memory=total, profile=profile)
         self._translators = ThreadPoolExecutor(self._device.options.threads, "emulator-translate")
         self._capture: list[Launch] | None = None
         self._lost: EmulatorTrap | None = None
@@ -264,7 +274,7 @@ def open_emulated(manifest: Mapping[str, Any], options: Mapping[str, Any]) -> Em
 
     Raises: UsageError for a device number other than 0, DeviceError for a package that is not for an AMD GPU.
     """
-    return _open(manifest, options, checks=False)
+    return _open(manifest, options)
 
 
 def open_checked(manifest: Mapping[str, Any], options: Mapping[str, Any]) -> EmulatedDriver:
@@ -272,7 +282,14 @@ def open_checked(manifest: Mapping[str, Any], options: Mapping[str, Any]) -> Emu
     return _open(manifest, options, checks=True)
 
 
-def _open(manifest: Mapping[str, Any], options: Mapping[str, Any], checks: bool) -> EmulatedDriver:
+def open_profiled(manifest: Mapping[str, Any], options: Mapping[str, Any]) -> EmulatedDriver:
+    """What ``forgec report --emulate`` opens: ``open_emulated``, counting cache lines and LDS conflicts."""
+    return _open(manifest, options, profile=True)
+
+
+def _open(
+    manifest: Mapping[str, Any], options: Mapping[str, Any], *, checks: bool = False, profile: bool = False
+) -> EmulatedDriver:
     target = manifest["target"]
     if not str(target["family"]).startswith("gfx"):
         raise DeviceError(
@@ -283,4 +300,4 @@ def _open(manifest: Mapping[str, Any], options: Mapping[str, Any], checks: bool)
         raise UsageError(
             f"there is no device {options['index']}: the emulator has one", "use --device emulated"
         )
-    return EmulatedDriver(target["name"], threads=options.get("threads"), checks=checks)
+    return EmulatedDriver(target["name"], threads=options.get("threads"), checks=checks, profile=profile)
