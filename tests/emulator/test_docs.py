@@ -14,9 +14,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def block(language: str) -> str:
-    """The page's fenced block of a language; there is one of each."""
+    """The fenced block of a language in the page's part about HIP; there is one of each."""
     page = (ROOT / "docs" / "emulator.md").read_text(encoding="utf-8")
-    (text,) = re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    part = page.split("\n## Run a program that uses HIP\n")[1].split("\n## ")[0]
+    (text,) = re.findall(rf"^```{language}\n(.*?)^```", part, re.MULTILINE | re.DOTALL)
     return str(text)
 
 
