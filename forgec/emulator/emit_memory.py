@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (C text is not broken)
 """Memory instructions to C: lane addresses computed inline, the access itself in the engine."""
 
 from __future__ import annotations
@@ -131,13 +130,15 @@ def _flags(ins: Instruction, access: Access) -> int:
     return access.flags | (16 if coherent and access.kind == "load" else 0)
 
 
+_SPACES = {"global": "SPACE_GLOBAL", "flat": "SPACE_FLAT", "scratch": "SPACE_SCRATCH", "ds": "SPACE_LDS"}
+
+
 def _access(
     ctx: Context, ins: Instruction, access: Access, space: str, data: list[Operand], dst: Operand | None
 ) -> list[str]:
     """The engine call on the lane addresses ``at``, and the bookkeeping of what is now in flight."""
-    engine = {"global": "SPACE_GLOBAL", "flat": "SPACE_FLAT", "scratch": "SPACE_SCRATCH", "ds": "SPACE_LDS"}[
-        space
-    ]
+    if access.kind == "atomic":
+        return _atomic(ctx, ins, access, space, data, dst)
     loads, stores = _counters(ctx, space)
     flags = _flags(ins, access)
     words = (access.size + 3) // 4
@@ -145,51 +146,49 @@ def _access(
         assert dst is not None
         if "lds" in ins.flags:
             raise uncovered(ctx, ins, "loads into LDS")
-        d = ctx.register(Operand(dst.kind, dst.reg, words))
+        r = ctx.register(Operand(dst.kind, dst.reg, words))
         if dst.half == 1:
             flags = flags & ~2 | 4
-        _pending_destination(ctx, d, words, loads)
-        ctx.written_vgprs.update(range(d, d + words))
-        lines = [f"if (emu_load(w, {ctx.site}, {engine}, &at, {d}, {access.size}, {flags})) return RUN_TRAP;"]
-        lines += _issue(ctx, loads, 0, d, words)
-        if space == "flat" and not ctx.gfx12:
-            lines += _issue(ctx, "CNT_LGKM", 2, 0, 0)
-        return lines
-    if access.kind == "store":
-        op = data[0]
-        s = ctx.register(Operand(op.kind, op.reg, words))
-        if op.half == 1:
-            flags |= 4
-        lines = [
-            f"if (emu_store(w, {ctx.site}, {engine}, &at, {s}, {access.size}, {flags})) return RUN_TRAP;"
-        ]
-        lines += _issue(ctx, stores, 2, 0, 0)
-        if space == "flat" and not ctx.gfx12:
-            lines += _issue(ctx, "CNT_LGKM", 2, 0, 0)
-        return lines
-    returning = dst is not None
-    width = words
-    if len(data) == 2:
-        value, compare = data
-        if ins.mnemonic.startswith("ds_cmpst_"):
-            value, compare = compare, value
-        v = ctx.register(Operand(value.kind, value.reg, width))
-        c = ctx.register(Operand(compare.kind, compare.reg, width))
-    elif access.operation == "A_CMPSWAP":
-        v = ctx.register(Operand(data[0].kind, data[0].reg, 2 * width))
-        c = v + width
+        _pending_destination(ctx, r, words, loads)
+        ctx.written_vgprs.update(range(r, r + words))
+        issued = _issue(ctx, loads, 0, r, words)
     else:
-        v = ctx.register(Operand(data[0].kind, data[0].reg, width))
-        c = 0
-    d = 0
+        r = ctx.register(Operand(data[0].kind, data[0].reg, words))
+        if data[0].half == 1:
+            flags |= 4
+        issued = _issue(ctx, stores, 2, 0, 0)
+    arguments = f"w, {ctx.site}, {_SPACES[space]}, &at, {r}, {access.size}, {flags}"
+    lines = [f"if (emu_{access.kind}({arguments})) return RUN_TRAP;", *issued]
+    if space == "flat" and not ctx.gfx12:
+        lines += _issue(ctx, "CNT_LGKM", 2, 0, 0)
+    return lines
+
+
+def _atomic(
+    ctx: Context, ins: Instruction, access: Access, space: str, data: list[Operand], dst: Operand | None
+) -> list[str]:
+    loads, stores = _counters(ctx, space)
+    words = access.size // 4
+    compare = 0
+    if len(data) == 2:
+        first, second = data
+        if ins.mnemonic.startswith("ds_cmpst_"):  # gfx9 and gfx10 name the comparand first
+            first, second = second, first
+        value = ctx.register(Operand(first.kind, first.reg, words))
+        compare = ctx.register(Operand(second.kind, second.reg, words))
+    elif access.operation == "A_CMPSWAP":
+        value = ctx.register(Operand(data[0].kind, data[0].reg, 2 * words))
+        compare = value + words
+    else:
+        value = ctx.register(Operand(data[0].kind, data[0].reg, words))
+    d, flags, issued = 0, 256 if access.size == 8 else 0, _issue(ctx, stores, 2, 0, 0)
     if dst is not None:
-        d = ctx.register(Operand(dst.kind, dst.reg, width))
-        ctx.written_vgprs.update(range(d, d + width))
-    flags = (8 if returning else 0) | (256 if access.size == 8 else 0)
-    lines = [
-        f"if (emu_atomic(w, {ctx.site}, {engine}, &at, {d}, {v}, {c}, {_OPERATIONS.index(access.operation)}, {flags})) return RUN_TRAP;"
-    ]
-    return lines + (_issue(ctx, loads, 0, d, width) if returning else _issue(ctx, stores, 2, 0, 0))
+        d = ctx.register(Operand(dst.kind, dst.reg, words))
+        ctx.written_vgprs.update(range(d, d + words))
+        flags, issued = flags | 8, _issue(ctx, loads, 0, d, words)
+    operation = _OPERATIONS.index(access.operation)
+    arguments = f"w, {ctx.site}, {_SPACES[space]}, &at, {d}, {value}, {compare}, {operation}, {flags}"
+    return [f"if (emu_atomic({arguments})) return RUN_TRAP;", *issued]
 
 
 _OPERATIONS = (

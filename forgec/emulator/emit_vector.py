@@ -101,8 +101,6 @@ def _sources(
         extra, raw0 = _dpp(ctx, ins, operands[0])
         lines += extra
     op_sel = _bits_of(ins, "op_sel", 4, 0)
-    op_sel_hi = _bits_of(ins, "op_sel_hi", 3, 0 if "mix" in row.sources else 1)
-    neg_lo, neg_hi = _bits_of(ins, "neg_lo", 3, 0), _bits_of(ins, "neg_hi", 3, 0)
     explicit = iter(operands)
     index = 0
     for letter, type_ in zip(_LETTERS, row.sources, strict=False):
@@ -123,40 +121,42 @@ def _sources(
             lines.append(f"{VECTOR_TYPE[type_[1:]]} {letter} = {source.text};")
             found.append(source)
             continue
-        op = next(explicit)
-        if type_ == "mix":
-            half_wanted = op_sel_hi[index]
-            inner = "f16" if half_wanted else "f32"
-            absolute = bool(neg_hi[index])
-            bare = Operand(op.kind, op.reg, op.count, op.value, op.name, False, False, False, op.half)
-            source = vector_source(ctx, bare, inner, half=op_sel[index])
-            text = f"to_f32({source.text})" if half_wanted else source.text
-            if absolute or op.absolute:
-                text = f"ABSF32({text})"
-            if neg_lo[index] or op.neg:
-                text = f"NEGF32({text})"
-            source, vector = Source(text, source.defined), "F32"
-        elif type_ in ("pf16raw", "pi16raw"):
-            source, vector = (
-                _packed_raw(ctx, op, type_, op_sel[index], op_sel_hi[index], neg_lo[index], neg_hi[index]),
-                "U32",
-            )
-        else:
-            raw = raw0 if index == 0 else None
-            selection = ins.modifiers.get(f"src{index}_sel", "DWORD")
-            if ins.encoding == "sdwa" and op.kind in ("v", "a") and (selection != "DWORD" or op.sext):
-                n = ctx.register(op)
-                raw = Source(sdwa_select(f"w->v[{n}]", selection, op.sext), f"DV({n})")
-                if selection.startswith("WORD"):
-                    raw = Source(raw.text, f"{'DHI' if selection.endswith('1') else 'DLO'}({n})")
-            source = vector_source(
-                ctx, op, type_, half=op_sel[index] if width_or_zero(type_) == 16 else 0, raw=raw
-            )
-            vector = VECTOR_TYPE[type_]
+        source, vector = _explicit_source(ctx, ins, row, next(explicit), type_, index, raw0)
         lines.append(f"{vector} {letter} = {source.text};")
         found.append(source)
         index += 1
     return lines, found
+
+
+def _explicit_source(
+    ctx: Context, ins: Instruction, row: Row, op: Operand, type_: str, index: int, raw0: Source | None
+) -> tuple[Source, str]:
+    """Source ``index`` of the instruction and the C type it is bound with."""
+    op_sel = _bits_of(ins, "op_sel", 4, 0)
+    op_sel_hi = _bits_of(ins, "op_sel_hi", 3, 0 if "mix" in row.sources else 1)
+    neg_lo, neg_hi = _bits_of(ins, "neg_lo", 3, 0), _bits_of(ins, "neg_hi", 3, 0)
+    if type_ == "mix":
+        half_wanted = op_sel_hi[index]
+        bare = Operand(op.kind, op.reg, op.count, op.value, op.name, False, False, False, op.half)
+        source = vector_source(ctx, bare, "f16" if half_wanted else "f32", half=op_sel[index])
+        text = f"to_f32({source.text})" if half_wanted else source.text
+        if neg_hi[index] or op.absolute:
+            text = f"ABSF32({text})"
+        if neg_lo[index] or op.neg:
+            text = f"NEGF32({text})"
+        return Source(text, source.defined), "F32"
+    if type_ in ("pf16raw", "pi16raw"):
+        halves = (op_sel[index], op_sel_hi[index], neg_lo[index], neg_hi[index])
+        return _packed_raw(ctx, op, type_, *halves), "U32"
+    raw = raw0 if index == 0 else None
+    selection = ins.modifiers.get(f"src{index}_sel", "DWORD")
+    if ins.encoding == "sdwa" and op.kind in ("v", "a") and (selection != "DWORD" or op.sext):
+        n = ctx.register(op)
+        raw = Source(sdwa_select(f"w->v[{n}]", selection, op.sext), f"DV({n})")
+        if selection.startswith("WORD"):
+            raw = Source(raw.text, f"{'DHI' if selection.endswith('1') else 'DLO'}({n})")
+    half = op_sel[index] if width_or_zero(type_) == 16 else 0
+    return vector_source(ctx, op, type_, half=half, raw=raw), VECTOR_TYPE[type_]
 
 
 def width_or_zero(type_: str) -> int:

@@ -7,6 +7,7 @@ instruction that no table covers raises: there is no silent no-op.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -53,6 +54,7 @@ class Translation:
 
 _ENDS = ("s_endpgm", "s_endpgm_saved", "s_branch", "s_setpc_b64", "s_trap", "s_code_end")
 _CALLS = ("s_swappc_b64", "s_call_b64")
+_MODE_CHANGES = ("s_setreg_b32", "s_setreg_imm32_b32", "s_round_mode", "s_denorm_mode")
 
 
 class _Program:
@@ -97,10 +99,6 @@ class _Program:
                 address = following
 
 
-def _merge_dual(parts: tuple[Instruction, ...]) -> bool:
-    return len(parts) == 2
-
-
 def _vector_lines(ctx: Context, ins: Instruction) -> tuple[list[str], list[str]] | None:
     plain = ins
     if ins.mnemonic.startswith("v_dual_"):
@@ -142,7 +140,7 @@ def _emit_one(ctx: Context, ins: Instruction, resume: dict[int, int]) -> list[st
 
 
 def _emit(ctx: Context, parts: tuple[Instruction, ...], resume: dict[int, int]) -> list[str]:
-    if not _merge_dual(parts):
+    if len(parts) == 1:
         return _emit_one(ctx, parts[0], resume)
     reads, writes = [], []
     for i, part in enumerate(parts):
@@ -156,8 +154,7 @@ def _emit(ctx: Context, parts: tuple[Instruction, ...], resume: dict[int, int]) 
         read, write = body.split("\x00")
         reads.append(read)
         writes.append(write)
-    # the writes of the first half may contain declarations of definedness that read registers: compute them
-    # first
+    # definedness is declared among the writes but reads registers: that comes before either half writes
     declared = [line for w in writes for line in w.splitlines() if line.startswith("u64 D")]
     plain = [line for w in writes for line in w.splitlines() if not line.startswith("u64 D")]
     early, late = [], []
@@ -169,8 +166,6 @@ def _emit(ctx: Context, parts: tuple[Instruction, ...], resume: dict[int, int]) 
 
 
 def _rename(text: str, name: str, new: str) -> str:
-    import re
-
     return re.sub(rf"(?<![\w.>]){name}(?![\w(])", new, text)
 
 
@@ -208,6 +203,71 @@ def _writes_exec(parts: tuple[Instruction, ...]) -> bool:
     return bool(ins.operands) and ins.operands[0].kind == "s" and ins.operands[0].reg in (EXEC, EXEC + 1)
 
 
+class _Emission:
+    """The text of a kernel as it grows, instruction by instruction."""
+
+    def __init__(self, ctx: Context, program: _Program) -> None:
+        self.ctx = ctx
+        self.leaders = program.leaders
+        self.outliner = Outliner()
+        self.body: list[str] = []
+        self.sites: list[Instruction] = []
+        self.segments: list[list[int]] = []
+        self.resume: dict[int, int] = {}
+        self.vgprs = 0
+        self._end = -1
+        self._fresh = True
+
+    def add(self, parts: tuple[Instruction, ...], text: str) -> None:
+        """Append one instruction (``parts`` are the halves of a dual issue); ``text`` is its whole text."""
+        ctx, ins = self.ctx, parts[0]
+        self._start(ins.address)
+        ctx.site = len(self.sites)
+        if len(parts) > 1:
+            ins = Instruction(ins.address, ins.data, text, ins.mnemonic, ins.encoding, ins.operands)
+        self.sites.append(ins)
+        self.segments[-1].append(ctx.site)
+        ctx.vgprs.clear()
+        ctx.sgprs.clear()
+        ctx.load_destination = None
+        points = ctx.resume_points
+        lines = _emit(ctx, parts, self.resume)
+        self.vgprs = max([self.vgprs, *(r + 1 for r in ctx.vgprs)])
+        if ctx.checks:
+            lines = _wait_check(ctx) + lines
+        yielding = ""
+        if ctx.checks and is_memory(ins) and ins.mnemonic.startswith(("global", "flat", "ds_", "buffer")):
+            point = ctx.resume_points
+            ctx.resume_points += 1
+            yielding = f"if (UNLIKELY(--w->budget < 0)) {{ w->pc = {point}; return RUN_YIELD; }} R{point}:;"
+        code = "\n  ".join(lines)
+        comment = text.replace("*/", "").replace("\\", "")
+        statement = self.outliner.call(code) if code else ";"
+        self.body.append(f"/* {ins.address:x}: {comment} */ {yielding}{statement}")
+        returns = ctx.resume_points != points and f"R{points}:" in code
+        leaves = is_branch(ins) or ins.mnemonic in _ENDS or ins.mnemonic in _CALLS
+        self._fresh = _writes_exec(parts) or returns or leaves
+        self._end = ins.next_address
+
+    def _start(self, address: int) -> None:
+        """Labels and segment counters before an instruction."""
+        if self._end not in (-1, address) and not self._fresh:
+            self.body.append(f"return emu_trap(w, TRAP_BAD_PC, {self.ctx.site}, 0, {address:#x}, 0);")
+        if address in self.leaders or self._fresh:
+            self.body.append(f"{label(address)}:;")
+            self.body.append(f"COUNT({len(self.segments)});")
+            self.segments.append([])
+
+
+def _context(code: CodeObject, kernel: Kernel, program: _Program, checks: bool) -> Context:
+    mode = kernel.rsrc1 >> 12 & 0xFF
+    f32_fields, f64_fields = (mode & 3) | (mode >> 4 & 3) << 2, (mode >> 2 & 3) | (mode >> 6 & 3) << 2
+    changes_mode = any(p[0].mnemonic in _MODE_CHANGES for p in program.instructions.values())
+    agpr_base = kernel.accum_offset if kernel.agprs else max(kernel.vgprs, 1)
+    mixed_mode = changes_mode or f32_fields != f64_fields
+    return Context(kernel.name, code.arch, kernel.wave, checks, agpr_base, mixed_mode=mixed_mode)
+
+
 def translate(
     code: CodeObject, kernel: Kernel, raw: Mapping[int, RawInstruction], checks: bool
 ) -> Translation:
@@ -218,84 +278,17 @@ def translate(
         text.
     """
     program = _Program(code, kernel, raw)
-    agpr_base = max(kernel.vgprs, 1)
-    if kernel.agprs:
-        agpr_base = kernel.accum_offset
-    mode = kernel.rsrc1 >> 12 & 0xFF
-    f32_fields, f64_fields = (mode & 3) | (mode >> 4 & 3) << 2, (mode >> 2 & 3) | (mode >> 6 & 3) << 2
-    changes_mode = any(
-        p[0].mnemonic in ("s_setreg_b32", "s_setreg_imm32_b32", "s_round_mode", "s_denorm_mode")
-        for p in program.instructions.values()
-    )
-    ctx = Context(
-        kernel.name,
-        code.arch,
-        kernel.wave,
-        checks,
-        agpr_base,
-        mixed_mode=changes_mode or f32_fields != f64_fields,
-    )
-    outliner = Outliner()
-    body: list[str] = []
-    sites: list[Instruction] = []
-    segments: list[list[int]] = []
-    resume: dict[int, int] = {}
-    high = 0
-    previous_end = -1
-    fresh = True
+    ctx = _context(code, kernel, program, checks)
+    emission = _Emission(ctx, program)
     for address in sorted(program.instructions):
-        parts = program.instructions[address]
-        ins = parts[0]
-        if previous_end not in (-1, address) and not fresh:
-            body.append(f"return emu_trap(w, TRAP_BAD_PC, {ctx.site}, 0, {address:#x}, 0);")
-        if address in program.leaders or fresh:
-            body.append(f"{label(address)}:;")
-            fresh = True
-        ctx.site = len(sites)
-        whole = (
-            ins
-            if len(parts) == 1
-            else Instruction(
-                ins.address, ins.data, raw[address].text, ins.mnemonic, ins.encoding, ins.operands
-            )
-        )
-        sites.append(whole)
-        if fresh:
-            body.append(f"COUNT({len(segments)});")
-            segments.append([])
-            fresh = False
-        segments[-1].append(ctx.site)
-        ctx.vgprs.clear()
-        ctx.sgprs.clear()
-        ctx.load_destination = None
-        points = ctx.resume_points
-        lines = _emit(ctx, parts, resume)
-        high = max([high, *(r + 1 for r in ctx.vgprs)])
-        if checks:
-            lines = _wait_check(ctx) + lines
-        yielding = ""
-        if checks and is_memory(ins) and ins.mnemonic.startswith(("global", "flat", "ds_", "buffer")):
-            point = ctx.resume_points
-            ctx.resume_points += 1
-            yielding = f"if (UNLIKELY(--w->budget < 0)) {{ w->pc = {point}; return RUN_YIELD; }} R{point}:;"
-        text = "\n  ".join(lines)
-        comment = whole.text.replace("*/", "").replace("\\", "")
-        statement = outliner.call(text) if text else ";"
-        body.append(f"/* {address:x}: {comment} */ {yielding}{statement}")
-        fresh = (
-            _writes_exec(parts)
-            or (ctx.resume_points != points and f"R{points}:" in text)
-            or ins.mnemonic in _CALLS
-        )
-        fresh = fresh or is_branch(ins) or ins.mnemonic in _ENDS
-        previous_end = address + len(ins.data)
-    source = _function(ctx, program, kernel, body, resume, outliner.prototypes)
+        emission.add(program.instructions[address], raw[address].text)
+    prototypes = emission.outliner.prototypes
     return Translation(
-        source,
-        outliner.functions,
-        tuple(sites),
-        tuple(Segment(tuple(s)) for s in segments),
-        max(high, kernel.vgprs, agpr_base + kernel.agprs, 3),
+        _function(ctx, program, kernel, emission.body, emission.resume, prototypes),
+        emission.outliner.functions,
+        tuple(emission.sites),
+        tuple(Segment(tuple(s)) for s in emission.segments),
+        max(emission.vgprs, kernel.vgprs, ctx.agpr_base + kernel.agprs, 3),
     )
 
 

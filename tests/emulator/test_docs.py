@@ -23,12 +23,14 @@ def block(language: str) -> str:
 
 def test_a_code_object_of_ones_own(tmp_path: Path) -> None:
     pytest.importorskip("hip", reason="the extra [hip] is not installed")
-    (tmp_path / "saxpy.hip").write_text(block("c"))
+    (tmp_path / "saxpy.hip").write_text(blocks("c")[0])
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    commands = [line.replace("python", sys.executable, 1) for line in block("sh").splitlines()]
+    commands = [line.replace("python", sys.executable, 1) for line in blocks("sh")[0].splitlines()]
     assert len(commands) == 3
-    for command in [*commands, f"{sys.executable} example.py"]:
-        (tmp_path / "example.py").write_text(block("python"))
+    for i, example in enumerate(blocks("python")):
+        (tmp_path / f"example{i}.py").write_text(example)
+        commands.append(f"{sys.executable} example{i}.py")
+    for command in commands:
         done = subprocess.run(
             command.split(),
             cwd=tmp_path,

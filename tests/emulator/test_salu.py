@@ -315,7 +315,8 @@ def test_every_scalar_instruction(arch: str) -> None:
     cases = [c for c in CASES if c.families == "all" or arch.startswith(c.families)]
     body = "\n".join(statement(arch, i, c) for i, c in enumerate(cases))
     code, listing = build(
-        UNIFORM + f"KERNEL BLOCK(64) void cases(const u64* in, u64* out) {{ u32 b = block_id();\n{body}\n}}", arch
+        UNIFORM + f"KERNEL BLOCK(64) void cases(const u64* in, u64* out) {{ u32 b = block_id();\n{body}\n}}",
+        arch,
     )
     values = rng.integers(0, 1 << 63, (len(cases), N, 4), dtype=np.uint64) * np.uint64(2) + rng.integers(
         0, 2, (len(cases), N, 4), dtype=np.uint64
