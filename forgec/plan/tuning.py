@@ -35,7 +35,8 @@ TUNING: tuple[Tuning, ...] = (
     Tuning("matmul", "*", "cpu", 1, 1, 1, tile_rows=128, tile_cols=64),
     Tuning("matmul", "*", "*", 256, 1, 1, tile_rows=64, tile_cols=64),
     Tuning("attention", "*", "cpu", 1, 1, 1, tile_rows=32, tile_cols=64, measured="EPYC 9005, 2026-11-22"),
-    Tuning("attention", "*", "*", 0, 1, 1, tile_rows=32, tile_cols=32),
+    Tuning("attention", "*", "nvptx", 0, 1, 1, tile_rows=32, tile_cols=128, measured="H100, 2026-11-22"),
+    Tuning("attention", "*", "*", 0, 1, 1, tile_rows=32, tile_cols=128),
     Tuning("*", "*", "*", 0, 1, 1),
 )
 
