@@ -47,6 +47,20 @@ def test_norm_f32(rng: np.random.Generator, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", [*EVERY_DEVICE, *OWN_CPU])
+def test_norm_does_not_depend_on_the_scale_of_a_row(rng: np.random.Generator, device: str) -> None:
+    """Powers of two leave no rounding: rows that differ by one have the same bits after the norm."""
+    cols = 32 * int(rng.integers(1, 40))
+    row = rng.standard_normal(cols).astype(np.float32)
+    x = np.stack([row, row * 4, row * 0.25])
+    params = NormParams(*common(device), cols, 0.0, "f32")
+    arrays = {"x": x, "weight": np.ones(cols, np.float32), "y": np.zeros_like(x)}
+    y = run_stage(params, arrays, state=State(rows=3), device=device)["y"]
+    assert_close((y.astype(np.float64) ** 2).mean(1), np.ones(3), np.ones(3), cols)
+    assert np.array_equal(y[0], y[1])
+    assert np.array_equal(y[0], y[2])
+
+
+@pytest.mark.parametrize("device", [*EVERY_DEVICE, *OWN_CPU])
 def test_norm_q8(rng: np.random.Generator, device: str) -> None:
     x = rows_of_x(rng)
     weight = rng.uniform(0.5, 2, x.shape[1]).astype(np.float32)
