@@ -1,8 +1,8 @@
 """The meaning of the sampler, bit for bit: logits, settings and the index of the token in, one token id out.
 
-The order is temperature, then top-k, then top-p, as in Hugging Face transformers and vLLM. Weights are fixed-point
-integers and the random number depends on seed and index alone, so that this module and every device agree on
-each token exactly; nothing here keeps a state.
+The order is temperature, then top-k, then top-p, as in Hugging Face transformers and vLLM. Weights are
+fixed-point integers and the random number depends on seed and index alone, so that this module and every
+device agree on each token exactly; nothing here keeps a state.
 """
 
 from __future__ import annotations
@@ -143,9 +143,9 @@ def probabilities(logits: npt.NDArray[Any], settings: SamplerSettings) -> npt.ND
 
 
 def sample(logits: npt.NDArray[Any], settings: SamplerSettings, index: int) -> int:
-    """Token ``index`` of a sequence: the first id, in order of id, at which the sum of weights exceeds the random
-    number of ``index`` times the whole. Greedy takes the lowest id among the largest logits; a NaN loses
-    against everything, and all NaN give token 0."""
+    """Token ``index`` of a sequence: the first id, in order of id, at which the sum of weights exceeds the
+    random number of ``index`` times the whole. Greedy takes the lowest id among the largest logits; a NaN
+    loses against everything, and all NaN give token 0."""
     if settings.temperature == 0 or np.isnan(np.asarray(logits, np.float32)).all():
         return _greedy(logits)
     cumulated = np.cumsum(surviving(logits, settings), dtype=np.uint64)
