@@ -651,6 +651,12 @@ CASES = _cases()
 COMPARES = _compares()
 # gfx11 name -> gfx9 name; None where gfx9 has no such instruction
 OLD: dict[str, str] = {
+    "v_add_nc_u16": "v_add_u16",
+    "v_sub_nc_u16": "v_sub_u16",
+    "v_add_nc_i16": "v_add_i16",
+    "v_sub_nc_i16": "v_sub_i16",
+    "v_cvt_pk_norm_i16_f16": "v_cvt_pknorm_i16_f16",
+    "v_cvt_pk_norm_u16_f16": "v_cvt_pknorm_u16_f16",
     "v_add_co_ci_u32": "v_addc_co_u32",
     "v_sub_co_ci_u32": "v_subb_co_u32",
     "v_subrev_co_ci_u32": "v_subbrev_co_u32",

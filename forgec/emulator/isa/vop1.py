@@ -50,8 +50,8 @@ v_cvt_f32_ubyte1          | f32 = u32 | CV(a >> 8 & 255u, F32)
 v_cvt_f32_ubyte2          | f32 = u32 | CV(a >> 16 & 255u, F32)
 v_cvt_f32_ubyte3          | f32 = u32 | CV(a >> 24, F32)
 v_cvt_off_f32_i4          | f32 = u32 | CV((I32)(a << 28) >> 28, F32) * 0.0625f
-v_cvt_norm_i16_f16        | i16 = f16 | f32_to_i16_sat(__builtin_elementwise_roundeven(MAX(MIN(to_f32(a), SPLAT(F32, 1.0f)), SPLAT(F32, -1.0f)) * 32767.0f))
-v_cvt_norm_u16_f16        | u16 = f16 | f32_to_u16_sat(__builtin_elementwise_roundeven(MAX(MIN(to_f32(a), SPLAT(F32, 1.0f)), SPLAT(F32, 0.0f)) * 65535.0f))
+v_cvt_norm_i16_f16        | i16 = f16 | snorm16(to_f32(a))
+v_cvt_norm_u16_f16        | u16 = f16 | unorm16(to_f32(a))
 v_cvt_f32_bf16            | f32 = u16 | bf16_to_f32(a)
 
 # rounding to integers
