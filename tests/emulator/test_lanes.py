@@ -231,3 +231,56 @@ def test_permlanex16_sunk_under_a_branch() -> None:
         'if (lane_id() == 0) { other = __builtin_bit_cast(float, __builtin_amdgcn_permlanex16(0u, __builtin_bit_cast(u32, x), 0x76543210u, 0xfedcba98u, false, false)); asm volatile("" : "+v"(other)); }'
     )
     assert sunk and under == x[:16].sum()
+
+
+def selected(x: Array, selection: str, sign: bool = False) -> Array:
+    """What an SDWA source selection reads, zero- or sign-extended to 32 bits (CDNA3 6.5)."""
+    if selection == "DWORD":
+        return x
+    kind, index = selection.split("_")
+    bits = 8 if kind == "BYTE" else 16
+    value = (x >> np.uint32(bits * int(index)) & np.uint32((1 << bits) - 1)).astype(np.int64)
+    return (
+        (np.where(value >> (bits - 1), value - (1 << bits), value) if sign else value)
+        .astype(np.uint64)
+        .astype(np.uint32)
+    )
+
+
+def placed(value: Array, old: Array, selection: str, unused: str) -> Array:
+    """What an SDWA destination holds afterwards."""
+    if selection == "DWORD":
+        return value
+    kind, index = selection.split("_")
+    bits = 8 if kind == "BYTE" else 16
+    shift, field = bits * int(index), (1 << bits) - 1
+    moved = (value & np.uint32(field)) << np.uint32(shift)
+    if unused == "UNUSED_PRESERVE":
+        return (old & np.uint32(0xFFFFFFFF ^ field << shift)) | moved
+    if unused == "UNUSED_SEXT":
+        top = 32 - bits - shift
+        return ((moved << np.uint32(top)).view(np.int32) >> np.int32(top)).view(np.uint32)
+    return moved
+
+
+def test_sdwa() -> None:
+    """Sub-dword addressing of gfx9: every source and destination selection, padding, sign extension, preservation."""
+    x, y = inputs("gfx942")
+    rows: list[tuple[str, Array]] = []
+    selections = ["BYTE_0", "BYTE_1", "BYTE_2", "BYTE_3", "WORD_0", "WORD_1", "DWORD"]
+    tail = "dst_sel:{} dst_unused:{} src0_sel:{} src1_sel:{}"
+    for i, destination in enumerate(selections):
+        for unused in ("UNUSED_PAD", "UNUSED_SEXT", "UNUSED_PRESERVE"):
+            a, b = selections[(i + 1) % 7], selections[(i + 3) % 7]
+            text = f'asm volatile("v_add_u32_sdwa %0, %1, %2 {tail.format(destination, unused, a, b)}" : "+v"(d) : "v"(x), "v"(y));'
+            rows.append((text, placed(selected(x, a) + selected(y, b), y, destination, unused)))
+    for a in selections[:6]:
+        text = f'asm volatile("v_add_u32_sdwa %0, sext(%1), sext(%2) {tail.format("DWORD", "UNUSED_PAD", a, "WORD_1")}" : "+v"(d) : "v"(x), "v"(y));'
+        rows.append((text, selected(x, a, True) + selected(y, "WORD_1", True)))
+        text = f'd = 0; {{ u64 m; asm volatile("v_cmp_lt_u32_sdwa %0, %1, %2 src0_sel:{a} src1_sel:BYTE_2" : "=s"(m) : "v"(x), "v"(y)); d = (u32)(m >> t) & 1; }}'
+        rows.append((text, (selected(x, a) < selected(y, "BYTE_2")).astype(np.uint32)))
+    got = run_all("gfx942", [text for text, _ in rows], x, y)
+    failures = [
+        text for (text, expected), found in zip(rows, got, strict=True) if not np.array_equal(found, expected)
+    ]
+    assert not failures, failures
