@@ -333,6 +333,7 @@ def _buffer(ctx: Context, ins: Instruction, access: Access) -> list[str]:
     lines = _check_address(ctx, " & ".join(defined))
     lines.append(f"U64 at = {text}; int swizzled = (int)(w->s[{r + 1}] >> 31);")
     lines.append(f"at += swizzled ? {scalar} / {ctx.wave}UL : {scalar} + (s64(w, {r}) & 0xffffffffffffUL);")
+    lines.append("if (swizzled) at &= 0xffffffffUL;")
     body = _access(ctx, ins, access, "global", data, dst)
     body[0] = body[0].replace("SPACE_GLOBAL", "swizzled ? SPACE_SCRATCH : SPACE_GLOBAL")
     return lines + body

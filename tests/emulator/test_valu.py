@@ -312,6 +312,7 @@ ELSEWHERE = {
     "v_div_fmas_": "test_division_is_correctly_rounded",
     "v_div_fixup_": "test_division_is_correctly_rounded",
     "v_mbcnt_": "test_lanes.py",
+    "v_madmk_": "test_programs.py on gfx90a",
     "v_mac_f32": "gfx906 and older",
     "v_mad_f32": "gfx906 and older",
     "v_add_nc_u64": "gfx1250",
