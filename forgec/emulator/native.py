@@ -10,8 +10,10 @@ import ctypes
 import hashlib
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from functools import lru_cache
@@ -161,6 +163,10 @@ def compile_kernel(
     Raises:
         ToolchainError: no compiler, or the translated text does not compile (a defect of the emulator).
     """
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
+        raise ToolchainError(
+            f"the emulator needs Linux on x86-64, this machine is {sys.platform} on {platform.machine()}"
+        )
     key = hashlib.sha256(f"{_engine_digest()} {wave} {optimise}\n{source}".encode()).hexdigest()[:40]
     final = cache_directory() / f"kernel-{key}.so"
     if not final.exists():

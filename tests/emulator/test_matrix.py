@@ -196,3 +196,99 @@ def test_mfma(name: str) -> None:
         np.testing.assert_allclose(
             np.frombuffer(raw, dtype).reshape(64, count), expected, rtol=2e-6, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("high", [False, True])
+def test_wmma_gfx11_half_results(high: bool) -> None:
+    """The 16-bit result fills one half of each register (OPSEL chooses), the other half keeps what it held."""
+    rng = np.random.default_rng()
+    lanes = np.arange(32)
+    (sa, a), (sb, b) = operands(rng, "f16", 16, 16), operands(rng, "f16", 16, 16)
+    c = rng.standard_normal((16, 16)).astype(np.float16)
+    registers = np.full((32, 8, 2), 7, np.float16)
+    registers[:, :, int(high)] = np.stack([c[2 * r + lanes // 16, lanes % 16] for r in range(8)], 1)
+    builtin = f"__builtin_amdgcn_wmma_f16_16x16x16_f16_tied_w32(A, B, C, {str(high).lower()})"
+    vectors = ("halfx16", "halfx16", "halfx16")
+    raw = run("gfx1100", builtin, vectors, sa[lanes % 16], sb[lanes % 16], registers.reshape(32, 16), 32)
+    got = np.frombuffer(raw, np.float16).reshape(32, 8, 2)
+    d = a @ b.T + c
+    expected = np.stack([d[2 * r + lanes // 16, lanes % 16] for r in range(8)], 1)
+    np.testing.assert_allclose(got[:, :, int(high)], expected.astype(np.float16), rtol=1e-3)
+    assert (got[:, :, 1 - int(high)] == 7).all()
+
+
+def fp8(codes: Array, mantissa: int, bias: int, fnuz: bool) -> Array:
+    """Values of 8-bit floats, from their definition (OCP OFP8, and the FNUZ forms of gfx942)."""
+    exponent = (codes & 0x7F) >> mantissa
+    fraction = (codes & ((1 << mantissa) - 1)) / (1 << mantissa)
+    value = np.where(
+        exponent == 0, fraction * 2.0 ** (1 - bias), (1 + fraction) * 2.0 ** (exponent.astype(float) - bias)
+    )
+    value = np.where(codes & 0x80, -value, value)
+    if fnuz:
+        return np.where(codes == 0x80, np.nan, value)
+    top = (codes & 0x7F) == 0x7F if mantissa == 3 else (exponent == 31) & (fraction != 0)
+    infinite = (mantissa == 2) & (exponent == 31) & (fraction == 0)
+    return np.where(top, np.nan, np.where(infinite, np.copysign(np.inf, value), value))
+
+
+@pytest.mark.parametrize("kinds", [("fp8", "fp8"), ("bf8", "fp8")])
+def test_mfma_fp8_gfx942(kinds: tuple[str, str]) -> None:
+    rng = np.random.default_rng()
+    lanes = np.arange(64)
+    values, registers = [], []
+    for kind in kinds:
+        codes = rng.integers(0, 256, (16, 32))
+        codes[codes == 0x80] = 0
+        values.append(fp8(codes, 3, 8, True) if kind == "fp8" else fp8(codes, 2, 16, True))
+        registers.append(codes.astype(np.uint8).reshape(16, 4, 8)[lanes % 16, lanes // 16])
+    c = rng.standard_normal((16, 16)).astype(np.float32)
+    index = (4 * (lanes // 16)[:, None] + np.arange(4)[None], (lanes % 16)[:, None])
+    builtin = f"__builtin_amdgcn_mfma_f32_16x16x32_{kinds[0]}_{kinds[1]}(A, B, C, 0, 0, 0)"
+    raw = run("gfx942", builtin, ("longx1", "longx1", "floatx4"), *registers, c[index], 16)
+    expected = (values[0] @ values[1].T + c)[index]
+    np.testing.assert_allclose(np.frombuffer(raw, np.float32).reshape(64, 4), expected, rtol=1e-6, atol=1e-5)
+
+
+def test_wmma_fp8_gfx12() -> None:
+    rng = np.random.default_rng()
+    lanes = np.arange(32)
+    codes = [rng.integers(0, 0x7F, (16, 16)), rng.integers(0, 0x7C, (16, 16))]
+    a, b = fp8(codes[0], 3, 7, False), fp8(codes[1], 2, 15, False)
+    c = rng.standard_normal((16, 16)).astype(np.float32)
+    held = [x.astype(np.uint8).reshape(16, 2, 8)[lanes % 16, lanes // 16] for x in codes]
+    index = (np.arange(8)[None] + 8 * (lanes // 16)[:, None], (lanes % 16)[:, None])
+    builtin = "__builtin_amdgcn_wmma_f32_16x16x16_fp8_bf8_w32_gfx12(A, B, C)"
+    raw = run("gfx1201", builtin, ("intx2", "intx2", "floatx8"), *held, c[index], 32)
+    np.testing.assert_allclose(
+        np.frombuffer(raw, np.float32).reshape(32, 8), (a @ b.T + c)[index], rtol=1e-6, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("name", "size"), [("16x16x32", 16), ("32x32x16", 32)])
+def test_mfma_f16_gfx950(name: str, size: int) -> None:
+    """The doubled K of gfx950: eight halves a lane."""
+    rng = np.random.default_rng()
+    lanes = np.arange(64)
+    groups = 64 // size
+    (sa, a), (sb, b) = operands(rng, "f16", size, 8 * groups), operands(rng, "f16", size, 8 * groups)
+    registers = [s.reshape(size, groups, 8)[lanes % size, lanes // size] for s in (sa, sb)]
+    r = np.arange(4 if size == 16 else 16)
+    row = (
+        4 * (lanes // 16)[:, None] + r[None]
+        if size == 16
+        else 8 * (r // 4)[None] + 4 * (lanes // 32)[:, None] + (r % 4)[None]
+    )
+    index = (row, (lanes % size)[:, None])
+    c = rng.standard_normal((size, size)).astype(np.float32)
+    raw = run(
+        "gfx950",
+        f"__builtin_amdgcn_mfma_f32_{name}_f16(A, B, C, 0, 0, 0)",
+        ("halfx8", "halfx8", f"floatx{len(r)}"),
+        *registers,
+        c[index],
+        4 * len(r),
+    )
+    np.testing.assert_allclose(
+        np.frombuffer(raw, np.float32).reshape(64, -1), (a @ b.T + c)[index], rtol=2e-6, atol=1e-5
+    )
