@@ -404,8 +404,8 @@ def _dots() -> list[Case]:
         )
 
     return [
-        Case("v_dot2acc_f32_f16", f, ("ph", "ph", "acc"), add2, 64, families=new),
-        Case("v_dot2c_f32_f16", f, ("ph", "ph", "acc"), add2, 64, families="gfx94"),
+        Case("v_dot2acc_f32_f16", f, ("ph", "ph", "acc"), add2, 2, families=new),
+        Case("v_dot2c_f32_f16", f, ("ph", "ph", "acc"), add2, 2, families="gfx94"),
         Case("v_dot4c_i32_i8", "i32", ("u32", "u32", "accu"), dot4(True, True), families="gfx94"),
         Case("v_dot8c_i32_i4", "i32", ("u32", "u32", "accu"), dot8(True), families="gfx94"),
         Case("v_dot2c_i32_i16", "i32", ("u32", "u32", "accu"), as_i32(dot16(True)), families="gfx94"),

@@ -93,8 +93,8 @@ v_sub_nc_u64              | u64 = u64 u64 | a - b
 v_mul_u64                 | u64 = u64 u64 | a * b
 
 # dot products that accumulate into their destination
-v_dot2acc_f32_f16 v_dot2c_f32_f16 | f32 = u32 u32 @f32 | FMA(to_f32(BC(F16, LOW16(a))), to_f32(BC(F16, LOW16(b))), \
-    FMA(to_f32(BC(F16, HIGH16(a))), to_f32(BC(F16, HIGH16(b))), c))
+v_dot2acc_f32_f16 v_dot2c_f32_f16 | f32 = u32 u32 @f32 | CV(CV(to_f32(BC(F16, LOW16(a))), F64) * CV(to_f32(BC(F16, LOW16(b))), F64) + \
+    CV(to_f32(BC(F16, HIGH16(a))), F64) * CV(to_f32(BC(F16, HIGH16(b))), F64) + CV(c, F64), F32)
 v_dot4c_i32_i8            | i32 = u32 u32 @i32 | c + dot4(a, b, 1, 1)
 v_dot8c_i32_i4            | i32 = u32 u32 @i32 | c + dot8(a, b, 1, 1)
 v_dot2c_i32_i16           | i32 = u32 u32 @i32 | c + ((I32)(a << 16) >> 16) * ((I32)(b << 16) >> 16) + ((I32)a >> 16) * ((I32)b >> 16)
