@@ -152,10 +152,10 @@ class TestLds:
         )
 
 
-@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("arch", [*ARCHES, "gfx1201", "gfx1030"])
 def test_missing_wait(arch: str) -> None:
     code, listing = build(COPY, arch)
-    waits = re.findall(r"^\s*s_waitcnt vmcnt\(0\).*$", listing, re.M)
+    waits = re.findall(r"^\s*(?:s_waitcnt vmcnt\(0\)|s_wait_loadcnt 0x0).*$", listing, re.M)
     assert waits
     broken = listing.replace(waits[0], "\ts_nop 0", 1)
     device = Device(arch)
