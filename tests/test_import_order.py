@@ -69,7 +69,8 @@ def test_every_room_has_a_place() -> None:
 
 def test_a_wrong_import_is_found(tmp_path: Path) -> None:
     module = tmp_path / "module.py"
-    module.write_text("from forgec.package.writer import x\nimport forgec.plan.lower\nfrom forgec import cli\n")
+    lines = ("from forgec.package.writer import x", "import forgec.plan.lower", "from forgec import cli")
+    module.write_text("\n".join(lines))
     assert list(imported_rooms(module)) == ["package", "plan", "cli"]
     assert "package" not in allowed("plan")
 

@@ -26,8 +26,9 @@ def write_f32(source: Path, destination: Path) -> None:
             _write(model, gguf_py.GGUFReader(source), temporary)
         temporary.replace(destination)
     except OSError as error:
+        reason = error.strerror or "the disk is full"
         raise ForgeError(
-            f"the model's F32 weights cannot be written to '{destination.parent}': {error.strerror or 'the disk is full'}",
+            f"the model's F32 weights cannot be written to '{destination.parent}': {reason}",
             "Set TMPDIR to a folder with room for four bytes per parameter.",
         ) from error
     finally:
