@@ -6,6 +6,7 @@ sources, the flags, the compiler and the host CPU; files are written under a tem
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import importlib.util
@@ -106,52 +107,60 @@ def _host_key() -> str:
 
 
 @lru_cache(maxsize=1)
+def _sources() -> dict[str, bytes]:
+    """The engine's C files as this process first saw them: an upgrade meanwhile must not mix two versions."""
+    return {p.name: p.read_bytes() for p in sorted(_MACHINE.iterdir()) if p.suffix in (".c", ".h")}
+
+
+@lru_cache(maxsize=1)
 def _engine_digest() -> str:
     digest = hashlib.sha256()
-    for path in sorted(_MACHINE.iterdir()):
-        if path.suffix in (".c", ".h"):
-            digest.update(path.read_bytes())
+    for text in _sources().values():
+        digest.update(text)
     digest.update(_host_key().encode())
     digest.update(" ".join(_FLAGS).encode())
-    return digest.hexdigest()
+    return digest.hexdigest()[:24]
 
 
-def _publish(temporary: Path, final: Path) -> None:
-    temporary.replace(final)
-
-
-@lru_cache(maxsize=4)
-def _engine_object(wave: int) -> Path:
-    final = cache_directory() / f"engine-{wave}-{_engine_digest()[:24]}.o"
-    if not final.exists():
-        with tempfile.TemporaryDirectory(dir=final.parent) as folder:
-            out = Path(folder) / "engine.o"
-            run_tool(
-                [
-                    *clang_command(),
-                    *_FLAGS,
-                    "-O2",
-                    f"-DW={wave}",
-                    "-c",
-                    str(_MACHINE / "engine.c"),
-                    "-o",
-                    str(out),
-                ],
-                "compile the emulator's engine",
-            )
-            _publish(out, final)
+@lru_cache(maxsize=8)
+def _machine(root: Path) -> Path:
+    """A copy of the engine's sources in the cache, named by their digest."""
+    final = root / f"machine-{_engine_digest()}"
+    if not final.is_dir():
+        with tempfile.TemporaryDirectory(dir=root) as folder:
+            copy = Path(folder) / "machine"
+            copy.mkdir()
+            for name, text in _sources().items():
+                (copy / name).write_bytes(text)
+            with contextlib.suppress(OSError):  # another process was first
+                copy.rename(final)
     return final
 
 
-@lru_cache(maxsize=4)
-def _shapes(wave: int) -> ShapeLibrary:
+@lru_cache(maxsize=8)
+def _engine_object(wave: int, root: Path) -> Path:
+    final = root / f"engine-{wave}-{_engine_digest()}.o"
+    if not final.exists():
+        with tempfile.TemporaryDirectory(dir=root) as folder:
+            out = Path(folder) / "engine.o"
+            source = str(_machine(root) / "engine.c")
+            flags = [*_FLAGS, "-O2", f"-DW={wave}"]
+            run_tool(
+                [*clang_command(), *flags, "-c", source, "-o", str(out)], "compile the emulator's engine"
+            )
+            out.replace(final)
+    return final
+
+
+@lru_cache(maxsize=8)
+def _shapes(wave: int, root: Path) -> ShapeLibrary:
     def compile_text(text: str, out: Path) -> None:
         source = out.with_suffix(".c")
         source.write_text(text)
-        flags = [*_FLAGS, "-O1", "-ffunction-sections", f"-DW={wave}", f"-I{_MACHINE}"]
+        flags = [*_FLAGS, "-O1", "-ffunction-sections", f"-DW={wave}", f"-I{_machine(root)}"]
         run_tool([*clang_command(), *flags, "-c", str(source), "-o", str(out)], "compile instruction shapes")
 
-    return ShapeLibrary(cache_directory() / f"shapes-{wave}-{_engine_digest()[:24]}", compile_text)
+    return ShapeLibrary(root / f"shapes-{wave}-{_engine_digest()}", compile_text)
 
 
 def compile_kernel(
@@ -168,9 +177,10 @@ def compile_kernel(
             f"the emulator needs Linux on x86-64, this machine is {sys.platform} on {platform.machine()}"
         )
     key = hashlib.sha256(f"{_engine_digest()} {wave} {optimise}\n{source}".encode()).hexdigest()[:40]
-    final = cache_directory() / f"kernel-{key}.so"
+    root = cache_directory()
+    final = root / f"kernel-{key}.so"
     if not final.exists():
-        engine, shapes = _engine_object(wave), _shapes(wave).objects(functions)
+        engine, shapes = _engine_object(wave, root), _shapes(wave, root).objects(functions)
         with tempfile.TemporaryDirectory(dir=final.parent) as folder:
             text, obj, shared = (Path(folder) / name for name in ("kernel.c", "kernel.o", "kernel.so"))
             text.write_text(source)
@@ -182,7 +192,7 @@ def compile_kernel(
                     *_FLAGS,
                     optimise,
                     f"-DW={wave}",
-                    f"-I{_MACHINE}",
+                    f"-I{_machine(root)}",
                     "-c",
                     str(text),
                     "-o",
@@ -196,5 +206,5 @@ def compile_kernel(
                 [*link, "--version-script", str(exports), "-o", str(shared), *objects],
                 "link a translated kernel",
             )
-            _publish(shared, final)
+            shared.replace(final)
     return ctypes.CDLL(str(final))
