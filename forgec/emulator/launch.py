@@ -21,7 +21,7 @@ from forgec.errors import DeviceError
 
 __all__ = ["CompiledKernel", "LaunchShape", "kernarg_bytes", "run_launch"]
 
-_TRAP_HANG, _TRAP_NO_MEMORY = 13, 17
+_TRAP_HANG = 13
 
 
 class _Trap(ctypes.Structure):
@@ -49,7 +49,6 @@ class _Launch(ctypes.Structure):
         ("shadow", ctypes.c_void_p),
         ("counts", ctypes.c_void_p),
         ("sites", ctypes.c_void_p),
-        ("visited", ctypes.c_void_p),
         ("grid", ctypes.c_uint32 * 3),
         ("block", ctypes.c_uint32 * 3),
         ("n_counts", ctypes.c_uint32),
@@ -57,7 +56,6 @@ class _Launch(ctypes.Structure):
         ("lds_size", ctypes.c_uint32),
         ("scratch_size", ctypes.c_uint32),
         ("n_vgprs", ctypes.c_uint32),
-        ("n_sgprs", ctypes.c_uint32),
         ("waves", ctypes.c_uint32),
         ("checks", ctypes.c_uint32),
         ("strict_alignment", ctypes.c_uint32),
@@ -67,12 +65,10 @@ class _Launch(ctypes.Structure):
         ("packed_ids", ctypes.c_uint32),
         ("id_dims", ctypes.c_uint32),
         ("ttmp_ids", ctypes.c_uint32),
-        ("flat_scratch_base", ctypes.c_uint32),
         ("sgprs", ctypes.c_uint32 * 32),
         ("n_init_sgprs", ctypes.c_uint32),
         ("quantum", ctypes.c_uint32),
         ("seed", ctypes.c_uint64),
-        ("max_rounds", ctypes.c_uint64),
         ("code_base", ctypes.c_uint64),
         ("next", ctypes.c_uint64),
         ("total", ctypes.c_uint64),

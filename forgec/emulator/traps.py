@@ -23,10 +23,8 @@ _SENTENCES = (
     "accesses scratch offset {address} of {extra} bytes",
     "made no progress in the time allowed: its waves spin or wait for ever",
     "executes s_trap {address}",
-    "reads a scalar register that was never written",
     "waits at a barrier that can never complete",
     "could not get memory for its workgroups",
-    "is not covered",
 )
 _NAMES = [
     "none",
@@ -44,10 +42,8 @@ _NAMES = [
     "scratch-out-of-bounds",
     "hang",
     "s-trap",
-    "uninitialised-sgpr",
     "barrier",
     "no-memory",
-    "uncovered",
 ]
 
 

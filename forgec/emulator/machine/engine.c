@@ -87,10 +87,7 @@ static void init_wave(Launch *L, Group *g, Wave *w, u32 index, u32 thread) {
   w->pc = 0;
   w->scc = 0;
   w->mode = L->mode;
-  w->signaled = 0;
   w->signal_phase = 0xffffffffu;
-  w->first_lane = first;
-  w->n_lanes = n;
   w->n_pending = 0;
   w->rng = (L->seed + 1) * 0x9e3779b97f4a7c15UL + ((u64)g->id[0] << 20 ^ (u64)g->id[1] << 40 ^ index) + 1;
   w->thread = thread;
@@ -155,7 +152,7 @@ static Group *make_group(Launch *L, u64 number, u32 thread) {
   g->id[1] = (u32)(number / L->grid[0] % L->grid[1]);
   g->id[2] = (u32)(number / L->grid[0] / L->grid[1]);
   g->n_waves = g->alive = L->waves;
-  g->arrived = g->rounds = 0;
+  g->arrived = 0;
   g->phase = 1;
   g->lds = base + y.lds;
   g->lds_defined = L->checks ? base + y.defined : 0;

@@ -48,7 +48,7 @@ enum { RUN_END = 0, RUN_BARRIER = 1, RUN_YIELD = 2, RUN_SLEEP = 3, RUN_TRAP = 4 
 enum {
   TRAP_NONE, TRAP_OUT_OF_BOUNDS, TRAP_FREED, TRAP_MISALIGNED, TRAP_UNINIT_MEMORY, TRAP_UNINIT_ADDRESS,
   TRAP_UNINIT_BRANCH, TRAP_MISSING_WAIT, TRAP_LDS_BOUNDS, TRAP_LDS_RACE, TRAP_READ_ONLY, TRAP_BAD_PC,
-  TRAP_SCRATCH_BOUNDS, TRAP_HANG, TRAP_S_TRAP, TRAP_UNINIT_SGPR, TRAP_BARRIER, TRAP_NO_MEMORY, TRAP_UNCOVERED
+  TRAP_SCRATCH_BOUNDS, TRAP_HANG, TRAP_S_TRAP, TRAP_BARRIER, TRAP_NO_MEMORY
 };
 
 /* Memory spaces of an access. */
@@ -80,17 +80,16 @@ typedef struct {
   u8 *shadow;             /* one byte per arena byte: 1 = written; null = not checked */
   u64 *counts;            /* [threads][2 * segments]: executions, active lanes */
   u64 *sites;             /* [threads][4 * sites]: accesses, lines touched, lines needed, conflict cycles; null = off */
-  u32 *visited;           /* unused space for future profiles; may be null */
   u32 grid[3], block[3];
   u32 n_counts, n_sites;
-  u32 lds_size, scratch_size, n_vgprs, n_sgprs;
+  u32 lds_size, scratch_size, n_vgprs;
   u32 waves, checks, strict_alignment, mode;
   i32 sgpr_group[3];      /* register that receives the workgroup id, or -1 */
   i32 sgpr_scratch_offset;
-  u32 packed_ids, id_dims, ttmp_ids, flat_scratch_base;
+  u32 packed_ids, id_dims, ttmp_ids;
   u32 sgprs[32];
   u32 n_init_sgprs, quantum;
-  u64 seed, max_rounds;
+  u64 seed;
   u64 code_base;
   /* shared between workers */
   u64 next, total;
@@ -113,8 +112,7 @@ typedef struct Wave {
   u64 *cnt;               /* this worker's segment counters */
   struct Group *g;
   Launch *L;
-  u32 thread, status, alive, sleep;
-  u32 signal_phase, signaled, first_lane, n_lanes;
+  u32 thread, status, alive, signal_phase;
   u8 *scratch;            /* lane-major: lane l owns [l * scratch_size, (l + 1) * scratch_size) */
   u64 rng;
   /* checked mode */
@@ -128,7 +126,7 @@ typedef struct Wave {
 
 typedef struct Group {
   struct Group *next;
-  u32 id[3], n_waves, alive, arrived, phase, rounds;
+  u32 id[3], n_waves, alive, arrived, phase;
   u8 *lds;
   u8 *lds_defined;        /* one byte per LDS byte */
   u32 *lds_write, *lds_read; /* epoch << 8 | wave + 1 (255: several); bit 31 of lds_write marks an atomic */
