@@ -10,13 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tests.kernels.harness import EVERY_DEVICE, EVERY_DEVICE_IN_TIME, State, common
+from tests.kernels.harness import EVERY_DEVICE, State, common
 
 #: The CPU with its own templates and every other device with the common ones. At width 1 the common ones are
 #: written for other register files and take clang seconds to unroll, so that one small test each has to do.
 ATTENTION_DEVICES = ["cpu-own", *(p for p in EVERY_DEVICE if p.values[0] != "cpu")]
-#: The same, with the emulated ones marked slow: each kernel costs the emulator seconds to translate.
-ATTENTION_DEVICES_IN_TIME = ["cpu-own", *(p for p in EVERY_DEVICE_IN_TIME if p.values[0] != "cpu")]
 KV_DTYPES = {"f16": np.float16, "f32": np.float32}
 
 

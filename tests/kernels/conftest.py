@@ -12,16 +12,6 @@ import pytest
 from tests.kernels.harness import preparing, print_seed
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Large kernels on the emulator run when asked for: ``-m slow`` or FORGEC_TEST_SLOW=1."""
-    if config.getoption("-m") or os.environ.get("FORGEC_TEST_SLOW") == "1":
-        return
-    skip = pytest.mark.skip(reason="slow on the emulator; -m slow or FORGEC_TEST_SLOW=1 runs it")
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(skip)
-
-
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """Fresh random numbers; FORGEC_TEST_SEED makes a run repeatable, on this machine and on another."""

@@ -46,13 +46,6 @@ EVERY_DEVICE = [
     for name in DEVICES
     if name not in OWN_CPU
 ]
-#: The same for large kernels, for which the emulator needs many seconds: those runs are marked slow.
-EVERY_DEVICE_IN_TIME = [
-    pytest.param(
-        p.values[0], marks=[*p.marks, *([pytest.mark.slow] if "emulated" in str(p.values[0]) else [])]
-    )
-    for p in EVERY_DEVICE
-]
 GUARD_BYTES = 256
 GUARD = 0xA5
 EPS32 = 2.0**-23

@@ -12,7 +12,6 @@ from forgec.plan.stages import AttentionDecodeParams
 from forgec.targets import get_target
 from tests.kernels.attention_cases import (
     ATTENTION_DEVICES,
-    ATTENTION_DEVICES_IN_TIME,
     Case,
     exact_attention,
     make_case,
@@ -20,7 +19,6 @@ from tests.kernels.attention_cases import (
 from tests.kernels.harness import DEVICES, assert_close, compile_stage, run_stage
 
 on_devices = pytest.mark.parametrize("device", ATTENTION_DEVICES)
-in_time = pytest.mark.parametrize("device", ATTENTION_DEVICES_IN_TIME)
 
 
 def decode(
@@ -95,13 +93,13 @@ class TestPositions:
     def test_around_the_edges_of_parts(self, rng: np.random.Generator, device: str, position: int) -> None:
         check(make_case(rng, position=position), device)
 
-    @in_time
+    @on_devices
     def test_many_keys(self, rng: np.random.Generator, device: str) -> None:
         check(make_case(rng, position=int(rng.integers(800, 999)), context=999), device)
 
 
 class TestSplits:
-    @in_time
+    @on_devices
     @pytest.mark.parametrize("splits", [1, 3, 16])
     def test_any_number_of_splits(self, rng: np.random.Generator, device: str, splits: int) -> None:
         check(make_case(rng, position=150), device, splits=splits)
@@ -119,16 +117,16 @@ class TestShapes:
     @pytest.mark.parametrize(
         ("head_length", "lanes"), [(32, 4), (80, 16), (80, 2), (96, 4), (128, 16), (256, 32)]
     )
-    @in_time
+    @on_devices
     def test_head_lengths(self, rng: np.random.Generator, device: str, head_length: int, lanes: int) -> None:
         case = make_case(rng, heads=4, kv_heads=2, head_length=head_length, position=70)
         check(case, device, lanes=lanes)
 
-    @in_time
+    @on_devices
     def test_head_length_of_half_pieces(self, rng: np.random.Generator, device: str) -> None:
         check(make_case(rng, heads=2, kv_heads=2, head_length=100, position=45), device, lanes=8)
 
-    @in_time
+    @on_devices
     @pytest.mark.parametrize("group", [1, 2, 4, 5, 7, 8, 16])
     def test_groups(self, rng: np.random.Generator, device: str, group: int) -> None:
         check(make_case(rng, heads=group, kv_heads=1, position=90), device)
@@ -138,12 +136,12 @@ class TestShapes:
         case = make_case(rng, heads=14, kv_heads=2, head_length=128, position=101)
         check(case, device, lanes=8)
 
-    @in_time
+    @on_devices
     @pytest.mark.parametrize("lanes", [1, 4, 16])
     def test_f32_cache(self, rng: np.random.Generator, device: str, lanes: int) -> None:
         check(make_case(rng, position=99, kv_dtype="f32"), device, lanes=lanes)
 
-    @in_time
+    @on_devices
     def test_one_wave(self, rng: np.random.Generator, device: str) -> None:
         check(make_case(rng, position=121), device, block=64 if "gfx9" in device else 32)
 

@@ -11,7 +11,6 @@ from forgec.plan.tuning import lookup
 from forgec.targets import get_target
 from tests.kernels.attention_cases import (
     ATTENTION_DEVICES,
-    ATTENTION_DEVICES_IN_TIME,
     KV_DTYPES,
     Case,
     exact_attention,
@@ -20,7 +19,6 @@ from tests.kernels.attention_cases import (
 from tests.kernels.harness import assert_close, compile_stage, run_stage
 
 on_devices = pytest.mark.parametrize("device", ATTENTION_DEVICES)
-in_time = pytest.mark.parametrize("device", ATTENTION_DEVICES_IN_TIME)
 
 
 def flash(
@@ -82,22 +80,22 @@ class TestNonCausal:
         case = make_case(rng, rows=int(rng.integers(33, 64)), position=int(rng.integers(1, 31)))
         check(case, device, causal=False)
 
-    @in_time
+    @on_devices
     @pytest.mark.parametrize("head_length", [32, 80, 96, 100])
     def test_head_lengths(self, rng: np.random.Generator, device: str, head_length: int) -> None:
         case = make_case(rng, heads=2, kv_heads=2, head_length=head_length, rows=19, position=20)
         check(case, device, causal=False)
 
-    @in_time
+    @on_devices
     def test_f32_cache(self, rng: np.random.Generator, device: str) -> None:
         check(make_case(rng, rows=21, position=14, kv_dtype="f32"), device, causal=False)
 
-    @in_time
+    @on_devices
     def test_large_scores_stay_finite(self, rng: np.random.Generator, device: str) -> None:
         case = make_case(rng, heads=3, kv_heads=1, rows=17, position=40, size=1e4)
         check(case, device, causal=False)
 
-    @in_time
+    @on_devices
     def test_first_row_sees_later_keys(self, rng: np.random.Generator, device: str) -> None:
         case = make_case(rng, heads=2, kv_heads=1, rows=40)
         full = flash(case, device, causal=False)
@@ -120,7 +118,7 @@ class TestCausal:
         case = make_case(rng, rows=int(rng.integers(1, 40)), position=int(rng.integers(33, 90)))
         check(case, device, causal=True)
 
-    @in_time
+    @on_devices
     def test_chunks_agree_with_the_whole_prompt(self, rng: np.random.Generator, device: str) -> None:
         case = make_case(rng, heads=3, kv_heads=3, rows=50, kv_dtype="f32")
         whole, magnitude = exact_attention(case, True)
@@ -135,14 +133,14 @@ class TestCausal:
         out = flash(case, device, causal=True)
         assert_close(out[0], np.repeat(case.v[:, 0].astype(np.float64), 3, axis=0), np.abs(out[0]), 4)
 
-    @in_time
+    @on_devices
     @pytest.mark.parametrize("head_length", [48, 128, 256])
     def test_head_lengths(self, rng: np.random.Generator, device: str, head_length: int) -> None:
         tiles = (16, 16) if head_length == 256 else (32, 32)
         case = make_case(rng, heads=5, kv_heads=1, head_length=head_length, rows=18, position=9)
         check(case, device, causal=True, tiles=tiles)
 
-    @in_time
+    @on_devices
     @pytest.mark.parametrize("tiles", [(48, 16), (16, 64), (16, 128)])
     def test_tiles_of_other_shapes(
         self, rng: np.random.Generator, device: str, tiles: tuple[int, int]
@@ -150,12 +148,12 @@ class TestCausal:
         case = make_case(rng, heads=8, kv_heads=1, rows=37, position=110)
         check(case, device, causal=True, tiles=tiles)
 
-    @in_time
+    @on_devices
     def test_block_of_two_waves(self, rng: np.random.Generator, device: str) -> None:
         block = 128 if "gfx9" in device else 64
         check(make_case(rng, rows=35, position=6), device, causal=True, block=block)
 
-    @in_time
+    @on_devices
     def test_more_blocks_than_work(self, rng: np.random.Generator, device: str) -> None:
         case = make_case(rng, heads=2, kv_heads=2, rows=5)
         check(case, device, causal=True, blocks=(1, 7))

@@ -7,10 +7,9 @@ import pytest
 
 from forgec.plan.stages import MaskParams, QKParams, ScaleParams, SoftmaxParams, WeightedVParams
 from tests.kernels.attention_cases import Case, exact_attention, exact_scores, exact_softmax, make_case
-from tests.kernels.harness import EVERY_DEVICE, EVERY_DEVICE_IN_TIME, State, assert_close, common, run_stage
+from tests.kernels.harness import EVERY_DEVICE, State, assert_close, common, run_stage
 
 on_devices = pytest.mark.parametrize("device", EVERY_DEVICE)
-in_time = pytest.mark.parametrize("device", EVERY_DEVICE_IN_TIME)
 
 
 def run_qk(case: Case, device: str, block: int | None = None) -> np.ndarray:
@@ -59,7 +58,7 @@ def check_weighted_v(case: Case, p: np.ndarray, device: str) -> None:
 
 
 class TestQK:
-    @in_time
+    @on_devices
     @pytest.mark.parametrize("head_length", [32, 64, 80, 100, 256])
     def test_head_lengths(self, rng: np.random.Generator, device: str, head_length: int) -> None:
         case = make_case(rng, head_length=head_length, rows=3, position=9)
@@ -72,7 +71,7 @@ class TestQK:
         expected, magnitude = exact_scores(case)
         assert_close(run_qk(case, device)[:, :, : case.keys], expected, magnitude, 64)
 
-    @in_time
+    @on_devices
     def test_each_head_reads_the_keys_of_its_group(self, rng: np.random.Generator, device: str) -> None:
         case = make_case(rng, heads=8, kv_heads=4, head_length=32, rows=2, position=3, kv_dtype="f32")
         case.q[:] = 1.0
@@ -88,7 +87,7 @@ class TestQK:
         expected, magnitude = exact_scores(case)
         assert_close(run_qk(case, device)[:, :, : case.keys], expected, magnitude, 64)
 
-    @in_time
+    @on_devices
     def test_columns_behind_the_last_key_are_left_alone(self, rng: np.random.Generator, device: str) -> None:
         case = make_case(rng, rows=4, position=13)
         assert np.isnan(run_qk(case, device)[:, :, case.keys :]).all()
@@ -99,11 +98,11 @@ class TestSoftmax:
     def test_random_rows(self, rng: np.random.Generator, device: str) -> None:
         check_softmax(rng.standard_normal((3, 5, 77)) * 3, device)
 
-    @in_time
+    @on_devices
     def test_large_scores(self, rng: np.random.Generator, device: str) -> None:
         check_softmax(rng.uniform(-1e4, 1e4, (2, 3, 61)), device)
 
-    @in_time
+    @on_devices
     def test_masked_scores_weigh_nothing(self, rng: np.random.Generator, device: str) -> None:
         scores = rng.standard_normal((2, 4, 45))
         scores[rng.random(scores.shape) < 0.5] = -np.inf
@@ -119,16 +118,16 @@ class TestSoftmax:
         assert (y[1, 2] == 0).all()
         assert abs(y[1, 1].sum() - 1) < 1e-5
 
-    @in_time
+    @on_devices
     def test_very_long_rows(self, rng: np.random.Generator, device: str) -> None:
         check_softmax(rng.standard_normal((1, 2, int(rng.integers(20_001, 30_000) | 1))), device)
 
-    @in_time
+    @on_devices
     def test_equal_scores_share_evenly(self, device: str) -> None:
         y = run_softmax(np.full((1, 1, 97), -1e4, np.float32), device)
         np.testing.assert_allclose(y, 1 / 97, rtol=1e-6)
 
-    @in_time
+    @on_devices
     def test_columns_behind_the_last_key_are_left_alone(self, rng: np.random.Generator, device: str) -> None:
         y = run_softmax(rng.standard_normal((2, 3, 50)).astype(np.float32), device, keys=41)
         assert np.isnan(y[..., 41:]).all()
@@ -136,7 +135,7 @@ class TestSoftmax:
 
 
 class TestWeightedV:
-    @in_time
+    @on_devices
     @pytest.mark.parametrize("head_length", [32, 64, 80, 100, 256])
     def test_head_lengths(self, rng: np.random.Generator, device: str, head_length: int) -> None:
         case = make_case(rng, head_length=head_length, rows=3, position=29)
@@ -147,7 +146,7 @@ class TestWeightedV:
         case = make_case(rng, rows=2, position=int(rng.integers(20, 90)), kv_dtype="f32")
         check_weighted_v(case, rng.standard_normal((6, 2, case.keys)).astype(np.float32), device)
 
-    @in_time
+    @on_devices
     def test_many_keys(self, rng: np.random.Generator, device: str) -> None:
         case = make_case(rng, heads=2, kv_heads=1, position=2500, context=2600)
         check_weighted_v(case, rng.random((2, 1, 2501)).astype(np.float32), device)
@@ -164,7 +163,7 @@ class TestWeightedV:
                 np.testing.assert_array_equal(out[r, h], case.v[h // 2, chosen[h, r]].astype(np.float32))
 
 
-@in_time
+@on_devices
 def test_chain_of_unfused_stages_is_attention(rng: np.random.Generator, device: str) -> None:
     case = make_case(rng, heads=6, kv_heads=3, head_length=48, rows=13, position=21)
     shape = (*common(device), case.heads, case.context)

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from forgec.plan.stages import ElementwiseParams, KVAppendParams, MaskParams, ScaleParams
-from tests.kernels.harness import EVERY_DEVICE, EVERY_DEVICE_IN_TIME, State, assert_close, common, run_stage
+from tests.kernels.harness import EVERY_DEVICE, State, assert_close, common, run_stage
 
 on_devices = pytest.mark.parametrize("device", EVERY_DEVICE)
-in_time = pytest.mark.parametrize("device", EVERY_DEVICE_IN_TIME)
 
 
 def run_rows(params: ScaleParams | MaskParams, scores: np.ndarray, keys: int, device: str) -> np.ndarray:
@@ -35,14 +34,14 @@ class TestScale:
         y = run_rows(ScaleParams(*common(device), 3, 71, factor), scores, 71, device)
         np.testing.assert_array_equal(y, scores * np.float32(factor))
 
-    @in_time
+    @on_devices
     def test_keeps_infinities(self, rng: np.random.Generator, device: str) -> None:
         scores = random_scores(rng, 1, 2, 40)
         scores[0, 1, 3:9] = -np.inf
         y = run_rows(ScaleParams(*common(device), 1, 40, 0.125), scores, 40, device)
         np.testing.assert_array_equal(y, scores * np.float32(0.125))
 
-    @in_time
+    @on_devices
     def test_leaves_columns_behind_the_last_key_alone(self, rng: np.random.Generator, device: str) -> None:
         scores = random_scores(rng, 2, 3, 50)
         y = run_rows(ScaleParams(*common(device), 2, 50, 3.0), scores, 37, device)
@@ -51,7 +50,7 @@ class TestScale:
 
 
 class TestCausalMask:
-    @in_time
+    @on_devices
     def test_first_chunk(self, rng: np.random.Generator, device: str) -> None:
         scores = random_scores(rng, 3, 37, 37)
         expected = np.where(np.tril(np.ones((37, 37), bool)), scores, -np.inf)
@@ -63,17 +62,17 @@ class TestCausalMask:
         visible = np.arange(60)[None, :] <= 51 + np.arange(9)[:, None]
         np.testing.assert_array_equal(masked(scores, 60, device), np.where(visible, scores, -np.inf))
 
-    @in_time
+    @on_devices
     def test_last_row_sees_everything(self, rng: np.random.Generator, device: str) -> None:
         scores = random_scores(rng, 1, 1, 83)
         np.testing.assert_array_equal(masked(scores, 83, device), scores)
 
-    @in_time
+    @on_devices
     def test_not_causal_hides_nothing(self, rng: np.random.Generator, device: str) -> None:
         scores = random_scores(rng, 2, 11, 23)
         np.testing.assert_array_equal(masked(scores, 23, device, causal=False), scores)
 
-    @in_time
+    @on_devices
     def test_hides_nan_and_infinity(self, rng: np.random.Generator, device: str) -> None:
         scores = random_scores(rng, 1, 4, 4)
         scores[0, 0, 1:] = [np.nan, np.inf, -np.inf]
@@ -81,7 +80,7 @@ class TestCausalMask:
         assert y[0, 0, 0] == scores[0, 0, 0]
         assert np.isneginf(y[0, 0, 1:]).all()
 
-    @in_time
+    @on_devices
     def test_leaves_columns_behind_the_last_key_alone(self, rng: np.random.Generator, device: str) -> None:
         y = masked(random_scores(rng, 2, 3, 50), 29, device)
         assert (y[..., 29:] == 7).all()
@@ -93,17 +92,17 @@ class TestElementwise:
         arrays = {**dict(zip("ab", given, strict=False)), "y": np.full_like(given[0], np.nan)}
         return run_stage(params, arrays, state=State(rows=rows), device=device)["y"]
 
-    @in_time
+    @on_devices
     def test_add(self, rng: np.random.Generator, device: str) -> None:
         a, b = rng.standard_normal((2, 5, 577)).astype(np.float32)
         np.testing.assert_array_equal(self.run("add", 5, device, a, b), a + b)
 
-    @in_time
+    @on_devices
     def test_mul(self, rng: np.random.Generator, device: str) -> None:
         a, b = rng.standard_normal((2, 3, 1025)).astype(np.float32)
         np.testing.assert_array_equal(self.run("mul", 3, device, a, b), a * b)
 
-    @in_time
+    @on_devices
     def test_scale(self, rng: np.random.Generator, device: str) -> None:
         a = rng.standard_normal((4, 33)).astype(np.float32)
         np.testing.assert_array_equal(self.run("scale", 4, device, a, factor=-0.3), a * np.float32(-0.3))
@@ -115,12 +114,12 @@ class TestElementwise:
         expected = exact / (1 + np.exp(-exact))
         assert_close(self.run("silu", 2, device, a), expected, np.abs(expected) * (1 + np.abs(exact)), 4)
 
-    @in_time
+    @on_devices
     def test_silu_of_extreme_values(self, device: str) -> None:
         a = np.array([[-1e4, -200.0, 0.0, 200.0, 1e4]], np.float32)
         np.testing.assert_array_equal(self.run("silu", 1, device, a), [[0, 0, 0, 200, 1e4]])
 
-    @in_time
+    @on_devices
     def test_rows_behind_the_last_are_left_alone(self, rng: np.random.Generator, device: str) -> None:
         a, b = rng.standard_normal((2, 7, 130)).astype(np.float32)
         y = self.run("add", 4, device, a, b)
@@ -154,13 +153,13 @@ class TestKVAppend:
             expected = given.transpose(1, 0, 2).astype(after[name].dtype)
             np.testing.assert_array_equal(after[name][:, position : position + rows], expected)
 
-    @in_time
+    @on_devices
     def test_other_positions_are_left_alone(self, rng: np.random.Generator, device: str) -> None:
         after = self.run(rng, device, "f16", 5, 11)[2]
         for name in ("k_cache", "v_cache"):
             assert (np.delete(after[name], np.s_[11:16], axis=1) == -1).all()
 
-    @in_time
+    @on_devices
     def test_last_position_of_the_context(self, rng: np.random.Generator, device: str) -> None:
         k, _, after = self.run(rng, device, "f32", 1, 39, head_length=20)
         np.testing.assert_array_equal(after["k_cache"][:, 39], k[0])

@@ -7,7 +7,7 @@ import pytest
 
 from forgec.plan.stages import MatmulParams, Segment
 from tests.kernels.harness import (
-    EVERY_DEVICE_IN_TIME,
+    EVERY_DEVICE,
     State,
     assert_close,
     common,
@@ -82,7 +82,7 @@ def run_case(
     return out, exact, magnitude, cols
 
 
-@pytest.mark.parametrize("device", EVERY_DEVICE_IN_TIME)
+@pytest.mark.parametrize("device", EVERY_DEVICE)
 @pytest.mark.parametrize(("format", "act"), KINDS, ids="-".join)
 def test_every_format_stores_the_product(
     rng: np.random.Generator, format: str, act: str, device: str
@@ -92,7 +92,7 @@ def test_every_format_stores_the_product(
     assert_close(out, exact[0], magnitude[0], cols)
 
 
-@pytest.mark.parametrize("device", EVERY_DEVICE_IN_TIME)
+@pytest.mark.parametrize("device", EVERY_DEVICE)
 @pytest.mark.parametrize("act", ["f32", "q8"])
 def test_segments_of_different_formats_with_bias(rng: np.random.Generator, act: str, device: str) -> None:
     segments = [("q4_0", 71), ("q8_0", 18), ("q4_1", 65)]
@@ -100,7 +100,7 @@ def test_segments_of_different_formats_with_bias(rng: np.random.Generator, act: 
     assert_close(out, np.concatenate(exact, 1), np.concatenate(magnitude, 1), cols)
 
 
-@pytest.mark.parametrize("device", EVERY_DEVICE_IN_TIME)
+@pytest.mark.parametrize("device", EVERY_DEVICE)
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("act", ["f32", "q8"])
 def test_residual(rng: np.random.Generator, act: str, in_place: bool, device: str) -> None:
@@ -117,7 +117,7 @@ def test_residual(rng: np.random.Generator, act: str, in_place: bool, device: st
     assert_close(out, exact[0], magnitude[0], cols)
 
 
-@pytest.mark.parametrize("device", EVERY_DEVICE_IN_TIME)
+@pytest.mark.parametrize("device", EVERY_DEVICE)
 @pytest.mark.parametrize("formats", [("q4_1", "q4_1"), ("q8_0", "q4_0")], ids="-".join)
 @pytest.mark.parametrize("act", ["f32", "q8"])
 def test_swiglu(rng: np.random.Generator, formats: tuple[str, str], act: str, device: str) -> None:

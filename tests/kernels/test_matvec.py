@@ -9,7 +9,7 @@ import pytest
 
 from forgec.plan.stages import MatvecParams, RopeFields, Segment
 from tests.kernels import harness
-from tests.kernels.harness import EVERY_DEVICE_IN_TIME, State, assert_close, common, packed_weights, run_stage
+from tests.kernels.harness import EVERY_DEVICE, State, assert_close, common, packed_weights, run_stage
 
 FORMATS = ["q4_0", "q4_1", "q8_0", "f16", "bf16", "f32"]
 BLOCKED = FORMATS[:3]
@@ -123,7 +123,7 @@ def products(
     return exact, magnitude
 
 
-@pytest.mark.parametrize("device", EVERY_DEVICE_IN_TIME)
+@pytest.mark.parametrize("device", EVERY_DEVICE)
 @pytest.mark.parametrize(
     ("format", "act"), [(f, "f32") for f in FORMATS] + [(f, "q8") for f in BLOCKED], ids="-".join
 )
@@ -136,7 +136,7 @@ def test_every_format_stores_the_product(
     assert_close(case.out["out"], case.exact[0], case.magnitude[0], case.cols)
 
 
-@pytest.mark.parametrize("device", EVERY_DEVICE_IN_TIME)
+@pytest.mark.parametrize("device", EVERY_DEVICE)
 @pytest.mark.parametrize("act", ["f32", "q8"])
 @pytest.mark.parametrize("prologue", ["none", "rmsnorm"])
 def test_residual_may_be_the_output(rng: np.random.Generator, act: str, prologue: str, device: str) -> None:
@@ -157,7 +157,7 @@ def test_residual_may_be_the_output(rng: np.random.Generator, act: str, prologue
     assert_close(case.out["out"], expected, case.magnitude[0] + np.abs(residual), case.cols)
 
 
-@pytest.mark.parametrize("device", EVERY_DEVICE_IN_TIME)
+@pytest.mark.parametrize("device", EVERY_DEVICE)
 @pytest.mark.parametrize("formats", [("q4_0", "q4_0"), ("q8_0", "q4_1")], ids="-".join)
 @pytest.mark.parametrize("act", ["f32", "q8"])
 def test_swiglu(rng: np.random.Generator, formats: tuple[str, str], act: str, device: str) -> None:
@@ -180,7 +180,7 @@ def test_swiglu(rng: np.random.Generator, formats: tuple[str, str], act: str, de
     assert_close(case.out["out"], expected, magnitude, case.cols)
 
 
-@pytest.mark.parametrize("device", EVERY_DEVICE_IN_TIME)
+@pytest.mark.parametrize("device", EVERY_DEVICE)
 @pytest.mark.parametrize(
     ("interleaved", "kv_dtype", "rows_per_group", "formats"),
     [
@@ -268,7 +268,7 @@ def pair_indices(rope: RopeFields) -> tuple[np.ndarray, np.ndarray]:
     return (2 * i, 2 * i + 1) if rope.interleaved else (i, i + rope.rope_dims // 2)
 
 
-@pytest.mark.parametrize("device", EVERY_DEVICE_IN_TIME)
+@pytest.mark.parametrize("device", EVERY_DEVICE)
 def test_head_reads_the_selected_row(rng: np.random.Generator, device: str) -> None:
     case = run_case(
         rng,
@@ -283,7 +283,7 @@ def test_head_reads_the_selected_row(rng: np.random.Generator, device: str) -> N
     assert_close(case.out["out"], exact, magnitude, case.cols)
 
 
-@pytest.mark.parametrize("device", EVERY_DEVICE_IN_TIME)
+@pytest.mark.parametrize("device", EVERY_DEVICE)
 @pytest.mark.parametrize("prologue", ["none", "rmsnorm"])
 def test_row_too_long_for_lds(rng: np.random.Generator, prologue: str, device: str) -> None:
     cols = 32 * int(rng.integers(342, 380))

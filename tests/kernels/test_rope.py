@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from forgec.plan.stages import RopeParams
-from tests.kernels.harness import EVERY_DEVICE, EVERY_DEVICE_IN_TIME, State, assert_close, common, run_stage
+from tests.kernels.harness import EVERY_DEVICE, State, assert_close, common, run_stage
 
 on_devices = pytest.mark.parametrize("device", EVERY_DEVICE)
-in_time = pytest.mark.parametrize("device", EVERY_DEVICE_IN_TIME)
 CONTEXT = 64
 
 
@@ -74,23 +73,23 @@ def test_partial_rotation(rng: np.random.Generator, device: str, interleaved: bo
     np.testing.assert_array_equal(rope(x, 32, interleaved, 17, device)[..., 32:], x[..., 32:])
 
 
-@in_time
+@on_devices
 def test_position_zero_changes_nothing(rng: np.random.Generator, device: str) -> None:
     x = random_heads(rng, 1, 7, 96)
     np.testing.assert_array_equal(rope(x, 96, False, 0, device), x)
 
 
-@in_time
+@on_devices
 def test_last_position_of_the_table(rng: np.random.Generator, device: str) -> None:
     check(random_heads(rng, 1, 9, 128), 128, False, CONTEXT - 1, device)
 
 
-@in_time
+@on_devices
 def test_more_pairs_than_lanes(rng: np.random.Generator, device: str) -> None:
     check(random_heads(rng, 3, 2, 256), 252, True, 31, device)
 
 
-@in_time
+@on_devices
 def test_dot_products_depend_on_distance_only(rng: np.random.Generator, device: str) -> None:
     q, k = random_heads(rng, 1, 1, 64), random_heads(rng, 1, 1, 64)
     dots = [
@@ -100,7 +99,7 @@ def test_dot_products_depend_on_distance_only(rng: np.random.Generator, device: 
     np.testing.assert_allclose(dots, dots[0], atol=1e-4)
 
 
-@in_time
+@on_devices
 def test_table_is_used_as_given(rng: np.random.Generator, device: str) -> None:
     x = random_heads(rng, 2, 2, 32)
     quarter = np.zeros((CONTEXT, 16, 2))

@@ -9,10 +9,9 @@ import pytest
 
 from forgec.plan.stages import SampleParams
 from forgec.reference.sampling import SamplerSettings, sample
-from tests.kernels.harness import EVERY_DEVICE, EVERY_DEVICE_IN_TIME, State, common, run_stage
+from tests.kernels.harness import EVERY_DEVICE, State, common, run_stage
 
 on_devices = pytest.mark.parametrize("device", EVERY_DEVICE)
-in_time = pytest.mark.parametrize("device", EVERY_DEVICE_IN_TIME)
 RING = 8
 
 
@@ -52,7 +51,7 @@ def random_settings(rng: np.random.Generator, top_k: int = 0, top_p: float = 1.0
 
 
 class TestGreedy:
-    @in_time
+    @on_devices
     @pytest.mark.parametrize("vocab", [1, 2, 31, 257, 5003])
     def test_largest_logit(self, rng: np.random.Generator, device: str, vocab: int) -> None:
         logits = rng.standard_normal(vocab)
@@ -63,32 +62,32 @@ class TestGreedy:
         logits = rng.integers(0, 4, 3001).astype(np.float32)
         assert check(logits, device, SamplerSettings()) == int(np.flatnonzero(logits == 3)[0])
 
-    @in_time
+    @on_devices
     def test_both_zeros_are_equal(self, device: str) -> None:
         logits = np.full(700, -1.0)
         logits[[123, 456]] = [-0.0, 0.0]
         assert check(logits, device, SamplerSettings()) == 123
 
-    @in_time
+    @on_devices
     def test_nan_loses(self, rng: np.random.Generator, device: str) -> None:
         logits = rng.standard_normal(997)
         logits[rng.random(997) < 0.5] = np.nan
         logits[0], logits[601] = -np.nan, 1e30
         assert check(logits, device, SamplerSettings()) == 601
 
-    @in_time
+    @on_devices
     def test_infinities(self, device: str) -> None:
         logits = np.full(300, -np.inf)
         assert check(logits, device, SamplerSettings()) == 0
         logits[[70, 200]] = np.inf
         assert check(logits, device, SamplerSettings()) == 70
 
-    @in_time
+    @on_devices
     def test_all_nan_is_token_zero(self, device: str) -> None:
         for temperature in (0.0, 1.0):
             assert check(np.full(129, np.nan), device, SamplerSettings(temperature)) == 0
 
-    @in_time
+    @on_devices
     def test_last_of_a_long_vocabulary(self, rng: np.random.Generator, device: str) -> None:
         logits = rng.standard_normal(262_144)
         logits[-1] = 99
@@ -158,13 +157,13 @@ class TestDraws:
         assert check(logits, device, SamplerSettings(1e-40)) == int(np.argmax(logits))
         check(logits, device, SamplerSettings(1e30, seed=7))
 
-    @in_time
+    @on_devices
     def test_long_vocabulary(self, rng: np.random.Generator, device: str) -> None:
         logits = rng.standard_normal(128_257) * 3
         check(logits, device, random_settings(rng, 50, 0.9))
         check(logits, device, random_settings(rng))
 
-    @in_time
+    @on_devices
     @pytest.mark.parametrize("block", [64, 192])
     def test_number_of_threads_does_not_matter(
         self, rng: np.random.Generator, device: str, block: int
@@ -185,13 +184,13 @@ class TestState:
         assert ring[3] == token
         assert (np.delete(ring, 3) == -1).all()
 
-    @in_time
+    @on_devices
     def test_ring_wraps(self, device: str) -> None:
         _, state, ring = draw(np.arange(9.0), device, State(step=2 * RING + 5))
         assert ring[5] == 8
         assert state.step == 2 * RING + 6
 
-    @in_time
+    @on_devices
     def test_draw_depends_on_step_and_seed(self, rng: np.random.Generator, device: str) -> None:
         logits = np.zeros(1003)
         state = State(temperature=1.0, step=9, seed_lo=3, seed_hi=4)
