@@ -15,6 +15,8 @@ from forgec.frontend.gguf import GGUFFile, open_gguf
 from forgec.frontend.spec import ModelSpec, read_spec
 from forgec.frontend.tokenizer import build_tokenizer
 from forgec.plan.limits import check_limits
+from forgec.plan.lower import kv_cache_bytes
+from forgec.plan.stages.base import KV_BYTES
 
 __all__ = ["command"]
 
@@ -89,18 +91,12 @@ def _facts(gguf: GGUFFile, spec: ModelSpec, verdicts: tuple[Verdict, ...]) -> di
         "quant_types": dict(spec.quant_types),
         "weight_bytes": weights,
         "memory": {
-            str(length): {
-                kv: weights + _cache_bytes(spec, length, size) for kv, size in (("f16", 2), ("f32", 4))
-            }
+            str(length): {kv: weights + kv_cache_bytes(spec, length, kv) for kv in KV_BYTES}
             for length in sorted({c for c in CONTEXTS if c <= spec.context_length} | {spec.context_length})
         },
         "compiles": not any(v.problem for v in verdicts),
         "problems": [{"part": v.part, "problem": v.problem, "hint": v.hint} for v in verdicts if v.problem],
     }
-
-
-def _cache_bytes(spec: ModelSpec, context: int, element: int) -> int:
-    return spec.block_count * spec.head_count_kv * context * (spec.key_length + spec.value_length) * element
 
 
 def _text(model: Path, facts: dict[str, Any]) -> str:

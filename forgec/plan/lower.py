@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from forgec.errors import TargetError, VerifyError
+from forgec.frontend.spec import ModelSpec
 from forgec.ir import ops
 from forgec.ir.graph import Graph
 from forgec.plan.limits import check_limits
@@ -27,6 +28,7 @@ from forgec.plan.program import (
 )
 from forgec.plan.stage_rules import lower_node
 from forgec.plan.stages import StageParams
+from forgec.plan.stages.base import KV_BYTES
 from forgec.plan.weights import place_weights
 from forgec.targets import Target
 
@@ -57,10 +59,9 @@ def default_context(graph: Graph, options: CompileOptions) -> int:
     return options.context
 
 
-def kv_cache_bytes(graph: Graph, context: int, kv_dtype: str) -> int:
+def kv_cache_bytes(spec: ModelSpec, context: int, kv_dtype: str) -> int:
     """Bytes of the KV cache: K and V of every layer."""
-    spec = graph.spec
-    element = 2 if kv_dtype == "f16" else 4
+    element = KV_BYTES[kv_dtype]
     return spec.block_count * spec.head_count_kv * context * (spec.key_length + spec.value_length) * element
 
 
@@ -80,7 +81,7 @@ def lower(graph: Graph, target: Target, options: CompileOptions) -> Program:
     token_at, token_bytes = _plan(token)
     buffers = (
         Buffer("weights", weight_bytes, "file"),
-        Buffer("kv", kv_cache_bytes(graph, context, options.kv_dtype), "none"),
+        Buffer("kv", kv_cache_bytes(graph.spec, context, options.kv_dtype), "none"),
         Buffer("arena", max(prompt_bytes, token_bytes), "none"),
         Buffer("logits", align(4 * graph.spec.vocab_size), "none"),
         Buffer("sync", align(4 * graph.spec.head_count_kv), "zero"),

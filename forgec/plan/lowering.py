@@ -13,6 +13,7 @@ from forgec.ir.graph import Graph, Node
 from forgec.plan.layouts import FORMATS
 from forgec.plan.program import Argument, CompileOptions, PackedTensor, Ref
 from forgec.plan.stages import StageParams
+from forgec.plan.stages.base import KV_BYTES
 from forgec.plan.tuning import Tuning
 from forgec.targets import Target
 
@@ -88,7 +89,7 @@ class Lowering:
         spec = self.graph.spec
         if value.layer is None:
             raise VerifyError(f"state value '{name}' belongs to no layer")
-        element = 2 if self.options.kv_dtype == "f16" else 4
+        element = KV_BYTES[self.options.kv_dtype]
         k_bytes = spec.head_count_kv * self.context * spec.key_length * element
         v_bytes = spec.head_count_kv * self.context * spec.value_length * element
         base = value.layer * (k_bytes + v_bytes)

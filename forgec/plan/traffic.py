@@ -20,6 +20,7 @@ from forgec.plan.stages import (
     RopeKVParams,
     SampleParams,
 )
+from forgec.plan.stages.base import KV_BYTES
 
 __all__ = ["Traffic", "launch_traffic", "weight_bytes_per_token"]
 
@@ -42,7 +43,7 @@ class Traffic:
 def launch_traffic(launch: Launch, program: Program, rows: int, position: int) -> Traffic:
     """Bytes that a launch moves for ``rows`` rows when ``position`` tokens are in the KV cache."""
     kernel = launch.kernel
-    element = 2 if program.kv_dtype == "f16" else 4
+    element = KV_BYTES[program.kv_dtype]
     cache = 0
     match kernel:
         case MatvecParams():

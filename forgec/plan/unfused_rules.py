@@ -67,15 +67,14 @@ def _kv_append(at: Lowering, node: Node) -> Iterator[Lowered]:
 
 def _scores(at: Lowering, name: str) -> Temp:
     """The temporary of scores [heads, rows, context], float32."""
-    heads = at.graph.values[name].shape[0]
-    if not isinstance(heads, int):
-        raise VerifyError(f"value '{name}' has no fixed number of heads: {heads}")
-    return at.temp(name, 4 * heads * at.rows * at.context)
+    return at.temp(name, 4 * _heads(at, name) * at.rows * at.context)
 
 
 def _heads(at: Lowering, name: str) -> int:
+    """First dimension of scores."""
     heads = at.graph.values[name].shape[0]
-    assert isinstance(heads, int)
+    if not isinstance(heads, int):
+        raise VerifyError(f"value '{name}' has no fixed number of heads: {heads}")
     return heads
 
 

@@ -13,6 +13,7 @@ from forgec.errors import VerifyError
 from forgec.plan.layouts import plane_count
 
 __all__ = [
+    "KV_BYTES",
     "KV_CTYPES",
     "STATE",
     "Arg",
@@ -22,6 +23,8 @@ __all__ = [
 
 #: C types of a KV-cache element.
 KV_CTYPES = {"f16": "half", "f32": "float"}
+#: Bytes of a KV-cache element.
+KV_BYTES = {"f16": 2, "f32": 4}
 #: Size in bytes of each argument type; every pointer is 8.
 VALUE_SIZES = {"i32": 4, "u32": 4, "float": 4}
 
