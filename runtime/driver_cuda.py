@@ -13,10 +13,10 @@ from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
-from .driver import Buffer, DeviceInfo, DriverOptions, format_bytes
+from .driver import DeviceInfo, DriverOptions, format_bytes
 from .errors import DeviceError, UsageError
 from .libcuda import CUDA_SUCCESS, ERROR_NO_BINARY, ERROR_OUT_OF_MEMORY, CudaLibrary
-from .staging import Staging
+from .staging import StagedTransfers, Staging
 
 __all__ = ["CudaDriver"]
 
@@ -34,7 +34,7 @@ _LOG_BYTES = 8192
 _STATIC_SHARED_BYTES = 48 << 10
 
 
-class CudaDriver:
+class CudaDriver(StagedTransfers):
     """One GPU's primary context and one stream on it."""
 
     name = "cuda"
@@ -141,24 +141,6 @@ class CudaDriver:
 
     def memset(self, address: int, byte: int, size: int) -> None:
         self._call("cuMemsetD8Async", address, byte, size, self._stream)
-
-    def upload(self, address: int, data: Buffer) -> None:
-        self._staging.upload(address, data)
-
-    def download(self, address: int, into: bytearray | memoryview) -> None:
-        host = (ctypes.c_ubyte * memoryview(into).nbytes).from_buffer(into)
-        self.copy_to_host(ctypes.addressof(host), address, len(host))
-        self.synchronize()
-
-    def adopt(self, view: memoryview) -> int | None:
-        """A GPU reads host memory over the bus: weights are better copied once."""
-        return None
-
-    def fetch(self, address: int, size: int) -> tuple[int, int]:
-        return self._staging.fetch(address, size)
-
-    def wait(self, ticket: tuple[int, int]) -> bytes:
-        return self._staging.wait(ticket)
 
     def load_module(self, data: bytes, name: str, path: Path | None = None) -> c_void_p:
         """Load PTX text (or a cubin). Raises: DeviceError with the driver's compiler log."""

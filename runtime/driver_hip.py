@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .driver import Buffer, DeviceInfo, DriverOptions, format_bytes
+from .driver import DeviceInfo, DriverOptions, format_bytes
 from .errors import DeviceError, UsageError
 from .libhip import HINT, load_hip
-from .staging import Staging
+from .staging import StagedTransfers, Staging
 
 __all__ = ["HipDriver"]
 
@@ -35,7 +35,7 @@ class Graph:
     segments: tuple[Any, ...]
 
 
-class HipDriver:
+class HipDriver(StagedTransfers):
     """One AMD GPU and one stream on it."""
 
     name = "hip"
@@ -160,24 +160,6 @@ class HipDriver:
 
     def memset(self, address: int, byte: int, size: int) -> None:
         self._call("hipMemsetAsync", address, byte, size, self._stream)
-
-    def upload(self, address: int, data: Buffer) -> None:
-        self._staging.upload(address, data)
-
-    def download(self, address: int, into: bytearray | memoryview) -> None:
-        host = (ctypes.c_ubyte * memoryview(into).nbytes).from_buffer(into)
-        self.copy_to_host(ctypes.addressof(host), address, len(host))
-        self.synchronize()
-
-    def adopt(self, view: memoryview) -> int | None:
-        """A GPU reads host memory over the bus: weights are better copied once."""
-        return None
-
-    def fetch(self, address: int, size: int) -> tuple[int, int]:
-        return self._staging.fetch(address, size)
-
-    def wait(self, ticket: tuple[int, int]) -> bytes:
-        return self._staging.wait(ticket)
 
     def load_module(self, data: bytes, name: str, path: Path | None = None) -> Any:
         try:

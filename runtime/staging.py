@@ -9,13 +9,14 @@ under way.
 from __future__ import annotations
 
 import ctypes
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 import numpy as np
 
 from .driver import Buffer
 
-__all__ = ["FETCH_BYTES", "FETCH_SLOTS", "Staging", "StagingCalls"]
+__all__ = ["FETCH_BYTES", "FETCH_SLOTS", "StagedTransfers", "Staging", "StagingCalls"]
 
 CHUNK_BYTES = 4 << 20
 CHUNKS = 2
@@ -82,3 +83,35 @@ class Staging:
         for event in self._events:
             self._calls.event_destroy(event)
         self._calls.pinned_free(self._base)
+
+
+class StagedTransfers(ABC):
+    """The transfers of the Driver protocol, the same on every GPU once it has a ``Staging`` and its calls."""
+
+    _staging: Staging
+
+    @abstractmethod
+    def copy_to_host(self, host: int, device: int, size: int) -> None:
+        """Queue a copy of ``size`` bytes to host memory."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until everything queued is done."""
+
+    def upload(self, address: int, data: Buffer) -> None:
+        self._staging.upload(address, data)
+
+    def download(self, address: int, into: bytearray | memoryview) -> None:
+        host = (ctypes.c_ubyte * memoryview(into).nbytes).from_buffer(into)
+        self.copy_to_host(ctypes.addressof(host), address, len(host))
+        self.synchronize()
+
+    def adopt(self, view: memoryview) -> int | None:
+        """A GPU reads host memory over the bus: weights are better copied once."""
+        return None
+
+    def fetch(self, address: int, size: int) -> tuple[int, int]:
+        return self._staging.fetch(address, size)
+
+    def wait(self, ticket: tuple[int, int]) -> bytes:
+        return self._staging.wait(ticket)
