@@ -184,8 +184,8 @@ def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
             f"the array '{key}' is missing",
             hint="the file carries no complete tokenizer; convert the model again",
         )
-    bad = next((item for item in items if not isinstance(item, str)), None)
-    if bad is not None:
+    if set(map(type, items)) - {str}:
+        bad = next(item for item in items if not isinstance(item, str))
         raise UnsupportedModelError(f"'{key}' holds {bad!r}, expected strings")
     return items
 

@@ -7,8 +7,9 @@ metadata and decides nothing about special tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import add
 from typing import Any
 
 from forgec.errors import UnsupportedModelError
@@ -34,14 +35,14 @@ class Vocabulary:
     swallows_space: frozenset[int] = frozenset()
 
 
-def bpe_json(vocabulary: Vocabulary, merges: Iterable[str], pre: PreTokenizer) -> str:
+def bpe_json(vocabulary: Vocabulary, merges: Sequence[str], pre: PreTokenizer) -> str:
     """BPE with the file's own merge list, over GPT-2 bytes or (``pre.raw_utf8``) over UTF-8.
 
     ``merges``: ``"left right"`` lines, best rank first.
 
     Raises: UnsupportedModelError if a merge does not join two tokens into a third, or a byte is missing.
     """
-    pairs = _merge_pairs(merges, vocabulary.ids)
+    checked = _checked_merges(merges, vocabulary.ids)
     splits: list[dict[str, Any]] = [
         {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
         for expression in pre.splits
@@ -50,7 +51,7 @@ def bpe_json(vocabulary: Vocabulary, merges: Iterable[str], pre: PreTokenizer) -
         _require_bytes(vocabulary)
         return _document(
             vocabulary,
-            pairs,
+            checked,
             normalizer=_replace(" ", _SPACE),
             pre_tokenizer={"type": "Sequence", "pretokenizers": splits},
             decoder=_PIECE_DECODER,
@@ -60,7 +61,7 @@ def bpe_json(vocabulary: Vocabulary, merges: Iterable[str], pre: PreTokenizer) -
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     return _document(
         vocabulary,
-        pairs,
+        checked,
         normalizer=None,
         pre_tokenizer={"type": "Sequence", "pretokenizers": [*splits, byte_level]},
         decoder=byte_level,
@@ -101,7 +102,7 @@ _PIECE_DECODER = {
 
 def _document(
     vocabulary: Vocabulary,
-    merges: list[tuple[str, str]],
+    merges: Sequence[str],
     *,
     normalizer: dict[str, Any] | None,
     pre_tokenizer: dict[str, Any] | None,
@@ -155,47 +156,62 @@ def _added_tokens(vocabulary: Vocabulary) -> list[dict[str, Any]]:
     ]
 
 
-def _merge_pairs(lines: Iterable[str], ids: Mapping[str, int]) -> list[tuple[str, str]]:
-    """``"left right"`` lines as pairs in order of rank; a left part may itself begin with a space."""
-    pairs: dict[tuple[str, str], None] = {}
-    for line in lines:
-        cut = line.find(" ", 1)
-        left, right = line[:cut], line[cut + 1 :]
-        if cut < 0 or left not in ids or right not in ids or left + right not in ids:
-            raise UnsupportedModelError(
-                f"'tokenizer.ggml.merges' holds {line!r}, which does not join two tokens into a third",
-                hint="the vocabulary and its merges do not belong together; convert the model again",
-            )
-        pairs.setdefault((left, right))
-    return list(pairs)
+def _checked_merges(lines: Sequence[str], ids: Mapping[str, int]) -> list[str]:
+    """``"left right"`` lines without repetitions; a left part may itself begin with a space."""
+    # Whole lists at a time and no pairs: a vocabulary of 262k tokens has half a million merges.
+    cuts = [line.find(" ", 1) for line in lines]
+    lefts = [line[:cut] for line, cut in zip(lines, cuts, strict=True)]
+    rights = [line[cut + 1 :] for line, cut in zip(lines, cuts, strict=True)]
+    known = ids.__contains__
+    good = all(map(known, lefts)) and all(map(known, rights)) and all(map(known, map(add, lefts, rights)))
+    if not good or -1 in cuts:
+        parts = zip(lines, cuts, lefts, rights, strict=True)
+        bad = next(line for line, cut, a, b in parts if cut < 0 or not ids.keys() >= {a, b, a + b})
+        raise UnsupportedModelError(
+            f"'tokenizer.ggml.merges' holds {bad!r}, which does not join two tokens into a third",
+            hint="the vocabulary and its merges do not belong together; convert the model again",
+        )
+    if "".join(lines).count(" ") > len(lines):
+        # The text has no space by then (it is a "\u0120" or U+2581), so a part with a space is out of reach.
+        lines = [line for line in lines if line.count(" ") == 1]
+    return list(dict.fromkeys(lines))
 
 
-def _merges_from_scores(vocabulary: Vocabulary, scores: Sequence[float]) -> list[tuple[str, str]]:
-    """Every way to join two tokens into a third, best score of the third first.
+def _merges_from_scores(vocabulary: Vocabulary, scores: Sequence[float]) -> list[str]:
+    """Every way to join two tokens into a third as ``"left right"``, best score of the third first.
 
     llama.cpp joins any two neighbours whose concatenation is a token, best score first, leftmost on ties.
     Left out are joins *into* control, unknown and byte tokens: those must not arise from plain text.
 
     Raises: UnsupportedModelError if llama.cpp would join a character that is not in the vocabulary.
     """
-    ids = vocabulary.ids
+    ids, tokens = vocabulary.ids, vocabulary.tokens
     targets = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED, TokenType.UNDEFINED)
-    order = [index for index, kind in enumerate(vocabulary.types) if kind in targets]
+    # A token with a space is out of reach: by then every space of the text is a U+2581.
+    order = [i for i, kind in enumerate(vocabulary.types) if kind in targets and " " not in tokens[i]]
     order.sort(key=lambda index: (-scores[index], index))
-    merges: list[tuple[str, str]] = []
-    for index in order:
-        token = vocabulary.tokens[index]
-        for cut in range(1, len(token)):
-            left, right = token[:cut], token[cut:]
-            if left in ids and right in ids:
-                merges.append((left, right))
-            elif (left in ids or cut == 1) and (right in ids or cut == len(token) - 1):
-                raise UnsupportedModelError(
-                    f"the token {token!r} is made of a character that is not itself a token",
-                    hint="the tokenizers library writes such characters as bytes before merging, so the ids "
-                    "would differ; convert the model again with its complete vocabulary",
-                )
+    merges: list[str] = []
+    for token in map(tokens.__getitem__, order):
+        last = len(token) - 1
+        if last > 0 and token[0] not in ids and (last == 1 or token[1:] in ids):
+            raise _lone_character(token)
+        for cut in range(1, last + 1):
+            # Few beginnings of a token are tokens, and looking them up is most of the work.
+            if (left := token[:cut]) not in ids:
+                continue
+            if (right := token[cut:]) in ids:
+                merges.append(f"{left} {right}")
+            elif cut == last:
+                raise _lone_character(token)
     return merges
+
+
+def _lone_character(token: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"the token {token!r} is made of a character that is not itself a token",
+        hint="the tokenizers library writes such characters as bytes before merging, so the ids "
+        "would differ; convert the model again with its complete vocabulary",
+    )
 
 
 def _require_bytes(vocabulary: Vocabulary) -> None:
