@@ -250,8 +250,16 @@ REJECTIONS: dict[str, tuple[Callable[[Graph], Graph], str]] = {
         "found [context, 8, 2]",
     ),
     "window": (
-        lambda g: with_op(g, "layer0.attn_mask", ops.Mask(True, 0)),
-        "node 'layer0.attn_mask': expected a window of at least 1, found 0",
+        lambda g: with_op(g, "layer0.attn_mask", ops.Mask(True, -1)),
+        "node 'layer0.attn_mask': expected a window of at least 1, or 0 for none, found -1",
+    ),
+    "sinks": (
+        lambda g: with_op(g, "layer0.attn_softmax", ops.Softmax(sinks=True)),
+        "node 'layer0.attn_softmax': Softmax takes 2 inputs (x, sinks), found 1",
+    ),
+    "value prefix": (
+        lambda g: with_op(g, "layer0.attn_weighted_v", ops.WeightedV(4, 2, 16, 12)),
+        "node 'layer0.attn_weighted_v': expected cache rows of at least 16 elements, found 12",
     ),
     "cache that is no state": (
         lambda g: with_inputs(g, "layer0.attn_qk", k_cache="embedding"),

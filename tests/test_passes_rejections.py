@@ -59,9 +59,12 @@ def test_attention_needs_its_scores_for_itself(value: str) -> None:
     check_rejected(FuseAttention(), as_output(one_layer(), f"layer0.{value}"), "layer0.attention")
 
 
-def test_attention_has_no_window() -> None:
-    graph = with_op(one_layer(), "layer0.attn_mask", ops.Mask(causal=True, window=32))
-    check_rejected(FuseAttention(), graph, "layer0.attention")
+def test_attention_keeps_window_slopes_and_cap() -> None:
+    graph = with_op(one_layer(), "layer0.attn_mask", ops.Mask(causal=True, window=32, alibi=8.0))
+    graph = with_node(graph, "layer0.attn_cap", ops.SoftCap(30.0), "layer0.attn_scale")
+    graph = with_inputs(graph, "layer0.attn_mask", x="layer0.attn_cap")
+    fused = FuseAttention().run(graph, TARGET).nodes["layer0.attention"].op
+    assert fused == ops.Attention(4, 2, 16, 0.25, True, window=32, softcap=30.0, alibi=8.0)
 
 
 def test_attention_without_scale_is_another_pattern() -> None:
@@ -77,10 +80,10 @@ def test_attention_with_the_mask_before_the_scale_is_another_pattern() -> None:
     check_rejected(FuseAttention(), graph, "layer0.attention")
 
 
-@pytest.mark.parametrize("changed", [{"heads": 2}, {"kv_heads": 4}, {"head_length": 32}])
+@pytest.mark.parametrize("changed", [{"heads": 2}, {"kv_heads": 4}, {"row_length": 32}])
 def test_attention_needs_the_same_heads_on_both_sides(changed: dict[str, int]) -> None:
     # No valid graph gets here, because both caches have one shape; the guard does not rely on that.
-    out = ops.WeightedV(**{"heads": 4, "kv_heads": 2, "head_length": 16} | changed)
+    out = ops.WeightedV(**{"heads": 4, "kv_heads": 2, "value_length": 16} | changed)
     graph = with_op(one_layer(), "layer0.attn_weighted_v", out)
     assert "layer0.attention" not in FuseAttention().run(graph, TARGET).nodes
 

@@ -6,6 +6,7 @@ import cmath
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,35 +92,72 @@ def test_kv_append_forgets_what_lies_after_the_position(rng: np.random.Generator
         np.testing.assert_array_equal(v_new[head, 5:], v[:, 3 * head : 3 * head + 3])
 
 
+def test_kv_append_without_values(rng: np.random.Generator) -> None:
+    cache, k = rng.standard_normal((2, 6, 3)), rng.standard_normal((4, 6))
+    op = ops.KVAppend(2, 3, 2, v_from_k=True)
+    (k_new,) = evaluate(op, (k, cache), Step(position=5))
+    np.testing.assert_array_equal(k_new[:, 5:], k.reshape(4, 2, 3).transpose(1, 0, 2))
+
+
+def slope_of(head: int, heads: int, max_bias: float) -> float:
+    """ALiBi's rule for head counts that are no power of two, as written down in its paper's code."""
+    whole = 2 ** math.floor(math.log2(heads))
+    if head < whole:
+        return float(2.0 ** (-max_bias / whole)) ** (head + 1)
+    return float(2.0 ** (-max_bias / (2 * whole))) ** (2 * (head - whole) + 1)
+
+
 def naive_attention(
-    op: ops.Attention, q: np.ndarray, k: np.ndarray, v: np.ndarray, position: int
+    op: ops.Attention, q: np.ndarray, k: np.ndarray, v: np.ndarray, sinks: np.ndarray | None, position: int
 ) -> np.ndarray:
-    found = np.zeros_like(q)
+    """One score after the other, without subtracting a maximum."""
+    found = np.zeros((len(q), op.heads * op.v_length))
     for row in range(len(q)):
         for head in range(op.heads):
             group = head // (op.heads // op.kv_heads)
             at = slice(head * op.head_length, (head + 1) * op.head_length)
-            seen = range(position + row + 1 if op.causal else k.shape[1])
+            out = slice(head * op.v_length, (head + 1) * op.v_length)
+            here = position + row
+            seen = range(here + 1 if op.causal else k.shape[1])
+            seen = range(max(0, here - op.window + 1), seen.stop) if op.window else seen
             scores = [op.scale * math.fsum(q[row, at] * k[group, j]) for j in seen]
+            if op.softcap:
+                scores = [op.softcap * math.tanh(score / op.softcap) for score in scores]
+            if op.alibi:
+                slope = slope_of(head, op.heads, op.alibi)
+                scores = [score + slope * (j - here) for j, score in zip(seen, scores, strict=True)]
             total = math.fsum(math.exp(score) for score in scores)
+            total += 0.0 if sinks is None else math.exp(sinks[head])
             for j, score in zip(seen, scores, strict=True):
-                found[row, at] += math.exp(score) / total * v[group, j]
+                found[row, out] += math.exp(score) / total * v[group, j, : op.v_length]
     return found
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_attention_is_a_weighted_mean(rng: np.random.Generator, causal: bool) -> None:
-    kv_heads, group, length, rows = (int(n) for n in rng.integers(1, 5, size=4))
-    position = int(rng.integers(0, 6))
-    op = ops.Attention(kv_heads * group, kv_heads, length, scale=0.7, causal=causal)
+FORMS: dict[str, dict[str, Any]] = {
+    "causal": {},
+    "full": {"causal": False},
+    "window": {"window": 3},
+    "capped": {"softcap": 1.5},
+    "slopes": {"alibi": 8.0},
+    "sinks": {"sinks": True},
+    "short values": {"value_length": 2},
+    "values in keys": {"value_length": 3, "v_from_k": True, "window": 2, "sinks": True},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_attention_is_a_weighted_mean(rng: np.random.Generator, form: str) -> None:
+    kv_heads, group, rows = (int(n) for n in rng.integers(1, 5, size=3))
+    length, position = int(rng.integers(3, 7)), int(rng.integers(0, 6))
+    op = ops.Attention(kv_heads * group, kv_heads, length, **{"scale": 0.7, "causal": True} | FORMS[form])
     q = rng.standard_normal((rows, op.heads * length))
-    k, v = rng.standard_normal((2, kv_heads, position + rows, length))
-    expected = naive_attention(op, q, k, v, position)
-    np.testing.assert_allclose(one(op, q, k, v, step=Step(position)), expected, rtol=1e-11, atol=1e-12)
-    scores = one(ops.QK(op.heads, kv_heads, length), q, k)
-    weights = one(ops.Softmax(), one(ops.Mask(causal), one(ops.Scale(0.7), scores), step=Step(position)))
-    mixed = one(ops.WeightedV(op.heads, kv_heads, length), weights, v)
-    np.testing.assert_allclose(mixed, expected, rtol=1e-11, atol=1e-12)
+    k = rng.standard_normal((kv_heads, position + rows, length))
+    v = k if op.v_from_k else rng.standard_normal((kv_heads, position + rows, op.v_length))
+    sinks = rng.standard_normal(op.heads) if op.sinks else None
+    inputs = {"q": q, "k_cache": k, "v_cache": v, "sinks": sinks}
+    expected = naive_attention(op, q, k, v, sinks, position)
+    found = one(op, *(inputs[name] for name in op.input_names), step=Step(position))
+    np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-12)
 
 
 def test_mask_with_a_window() -> None:

@@ -73,6 +73,7 @@ _KINDS: dict[type[ops.Op], str] = {
     ops.KVAppend: "cache",
     ops.QK: "attention",
     ops.Scale: "attention",
+    ops.SoftCap: "attention",
     ops.Mask: "attention",
     ops.Softmax: "attention",
     ops.WeightedV: "attention",
@@ -81,7 +82,11 @@ _KINDS: dict[type[ops.Op], str] = {
     ops.Sample: "sample",
 }
 
-_TITLES: dict[type[ops.Op], str] = {ops.WeightedV: "Weighted V", ops.KVAppend: "KV append"}
+_TITLES: dict[type[ops.Op], str] = {
+    ops.WeightedV: "Weighted V",
+    ops.KVAppend: "KV append",
+    ops.SoftCap: "Soft cap",
+}
 
 _EPILOGUES: dict[type[ops.Epilogue], Part] = {
     ops.Residual: Part("+ residual", "elementwise"),

@@ -38,6 +38,7 @@ __all__ = [
     "Scale",
     "SelectRow",
     "SiLU",
+    "SoftCap",
     "Softmax",
     "Store",
     "SwiGLU",
@@ -130,20 +131,28 @@ class Rope(Op):
 class KVAppend(Op):
     """k_cache'[h, p + r] = k[r, h], v_cache'[h, p + r] = v[r, h]; earlier positions stay.
 
-    k, v f32[rows, kv_heads*head_length], caches f32[kv_heads, context, head_length] -> both caches.
-    The outputs are the next versions of the same storage.
+    k f32[rows, kv_heads*head_length], v f32[rows, kv_heads*value_length], caches f32[kv_heads, context,
+    head_length or value_length] -> both caches, the next versions of the same storage. ``value_length`` 0
+    means head_length. ``v_from_k``: values are a prefix of the keys, so that only k and k_cache exist.
     """
 
     kv_heads: int
     head_length: int
+    value_length: int = 0
+    v_from_k: bool = False
+
+    @property
+    def v_length(self) -> int:
+        """Elements of a value."""
+        return self.value_length or self.head_length
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        return ("k", "v", "k_cache", "v_cache")
+        return ("k", "k_cache") if self.v_from_k else ("k", "v", "k_cache", "v_cache")
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        return ("k_cache'", "v_cache'")
+        return ("k_cache'",) if self.v_from_k else ("k_cache'", "v_cache'")
 
 
 @dataclass(frozen=True)
@@ -175,32 +184,55 @@ class Scale(Op):
 
 
 @dataclass(frozen=True)
-class Mask(Op):
-    """y[h, r, j] = x[h, r, j] where position j may be seen from position p + r, else -inf.
+class SoftCap(Op):
+    """y = cap * tanh(x / cap), any shape. Source: Gemma 2, arXiv:2408.00118, logit soft-capping."""
 
-    ``causal`` hides j > p + r; ``window`` w also hides j <= p + r - w. f32[heads, rows, context] -> same.
+    cap: float
+
+
+@dataclass(frozen=True)
+class Mask(Op):
+    """y[h, r, j] = x[h, r, j] + slope_h * (j - p - r) where position j may be seen from p + r, else -inf.
+
+    ``causal`` hides j > p + r; a ``window`` w above 0 also hides j <= p + r - w. ``alibi`` is the largest
+    bias exponent b, 0 for no slopes: with n the largest power of two <= heads, slope_h = 2^(-b (h+1) / n)
+    for h < n and 2^(-b (2 (h-n) + 1) / (2 n)) for the others. f32[heads, rows, context] -> same.
+    Source: ALiBi, arXiv:2108.12409; ggml, soft_max_ext with max_bias.
     """
 
     causal: bool
-    window: int | None = None
+    window: int = 0
+    alibi: float = 0.0
 
 
 @dataclass(frozen=True)
 class Softmax(Op):
-    """y = exp(x - max x) / sum exp(x - max x) over the last axis; a row of nothing but -inf gives zeros."""
+    """y = exp(x - m) / sum exp(x - m) over the last axis, m its maximum; nothing but -inf gives zeros.
+
+    With ``sinks`` f32[heads], x is [heads, ...] and the sum, and the maximum, also take the logit of the
+    row's head, which gets no output: weights then sum to less than 1. Source: gpt-oss model card, 2025.
+    """
+
+    sinks: bool = False
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("x", "sinks") if self.sinks else ("x",)
 
 
 @dataclass(frozen=True)
 class WeightedV(Op):
-    """y[r, h] = sum_j weights[h, r, j] * v_cache[h // (heads/kv_heads), j]
+    """y[r, h] = sum_j weights[h, r, j] * v_cache[h // (heads/kv_heads), j, :value_length]
 
-    weights f32[heads, rows, context], v_cache f32[kv_heads, context, head_length]
-    -> f32[rows, heads*head_length].
+    weights f32[heads, rows, context], v_cache f32[kv_heads, context, row_length]
+    -> f32[rows, heads*value_length]. ``row_length`` 0 means value_length; a longer row holds keys of which
+    the values are a prefix.
     """
 
     heads: int
     kv_heads: int
-    head_length: int
+    value_length: int
+    row_length: int = 0
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -264,11 +296,14 @@ class Sample(Op):
 
 @dataclass(frozen=True)
 class Attention(Op):
-    """Scale, mask, softmax and both products in one, never storing the scores (FlashAttention form).
+    """Scale, soft-cap, mask, softmax and both products in one: scores are never stored (FlashAttention form).
 
-    y[r, h] = sum_j softmax_j(scale * q[r, h] . k_cache[g, j]) * v_cache[g, j], g = h // (heads/kv_heads),
-    over j <= p + r if ``causal``, else over all cached j.
-    q f32[rows, heads*head_length], caches f32[kv_heads, context, head_length] -> like q.
+    y[r, h] = sum_j softmax_j(mask(softcap(scale * q[r, h] . k_cache[g, j]))) * v_cache[g, j], where
+    g = h // (heads/kv_heads); ``softcap`` as SoftCap's cap (0: none), ``causal``, ``window`` and ``alibi`` as
+    in Mask, ``sinks`` as in Softmax.
+    q f32[rows, heads*head_length], caches f32[kv_heads, context, head_length or value_length], sinks
+    f32[heads] -> f32[rows, heads*value_length]. ``value_length`` 0 means head_length. ``v_from_k``: a value
+    is the first value_length elements of its key, and there is no v_cache.
     Source: arXiv:2205.14135.
     """
 
@@ -277,10 +312,22 @@ class Attention(Op):
     head_length: int
     scale: float
     causal: bool
+    value_length: int = 0
+    window: int = 0
+    softcap: float = 0.0
+    alibi: float = 0.0
+    sinks: bool = False
+    v_from_k: bool = False
+
+    @property
+    def v_length(self) -> int:
+        """Elements of a value, and of an output head."""
+        return self.value_length or self.head_length
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        return ("q", "k_cache", "v_cache")
+        caches = ("k_cache",) if self.v_from_k else ("k_cache", "v_cache")
+        return ("q", *caches, "sinks") if self.sinks else ("q", *caches)
 
 
 @dataclass(frozen=True)
@@ -324,7 +371,8 @@ class SwiGLU(Epilogue):
 class RopeKV(Epilogue):
     """Outputs: q = Rope(y_0), and the caches with k = Rope(y_1) and v = y_2 appended.
 
-    Three segments: q of heads*head_length rows, k and v of kv_heads*head_length. Fields as in Rope, KVAppend.
+    Three segments: q of heads*head_length rows, k of kv_heads*head_length, v of kv_heads*value_length.
+    Fields as in Rope and KVAppend.
     """
 
     heads: int
@@ -332,6 +380,12 @@ class RopeKV(Epilogue):
     head_length: int
     dims: int
     interleaved: bool
+    value_length: int = 0
+
+    @property
+    def v_length(self) -> int:
+        """Elements of a value."""
+        return self.value_length or self.head_length
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,11 @@ def _part(part: object) -> str:
 def _with_fields(label: str, part: object) -> str:
     if not dataclasses.is_dataclass(part):
         return label
-    fields = ((field.name, getattr(part, field.name)) for field in dataclasses.fields(part))
+    fields = (
+        (field.name, getattr(part, field.name))
+        for field in dataclasses.fields(part)
+        if getattr(part, field.name) or field.default is dataclasses.MISSING  # what is not there says nothing
+    )
     shown = [
         f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in fields
     ]

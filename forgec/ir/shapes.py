@@ -7,7 +7,7 @@ values, the verifier to check them; it never looks at the graph around the node.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import singledispatch
 
 from forgec.errors import VerifyError
@@ -146,16 +146,28 @@ def _rope_table(check: _Check, table: Value, dims: int, head_length: int) -> Non
 
 @_infer.register
 def _(op: ops.KVAppend, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
-    k, v, k_cache, v_cache = inputs
-    check.f32("k", k, "rows", op.kv_heads * op.head_length)
-    check.f32("v", v, "rows", op.kv_heads * op.head_length)
-    return _caches(check, k_cache, v_cache, op.kv_heads, op.head_length)
+    roles = dict(zip(op.input_names, inputs, strict=True))
+    check.f32("k", roles["k"], "rows", op.kv_heads * op.head_length)
+    if not op.v_from_k:
+        check.f32("v", roles["v"], "rows", op.kv_heads * op.v_length)
+    return _caches(check, roles, op.kv_heads, op.head_length, op.v_length, op.v_from_k)
 
 
-def _caches(check: _Check, k_cache: Value, v_cache: Value, kv_heads: int, length: int) -> tuple[Type, ...]:
-    for role, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        check.state(role, cache, kv_heads, "context", length)
-    return ((k_cache.shape, "f32"), (v_cache.shape, "f32"))
+def _caches(
+    check: _Check,
+    roles: Mapping[str, Value],
+    kv_heads: int,
+    length: int,
+    v_length: int,
+    v_from_k: bool = False,
+) -> tuple[Type, ...]:
+    """Check the caches among ``roles``; the types of their next versions."""
+    if v_from_k and v_length > length:
+        raise check.fail("values that are a prefix of keys of", f"at most {length} elements", v_length)
+    lengths = {"k_cache": length} if v_from_k else {"k_cache": length, "v_cache": v_length}
+    for role, extent in lengths.items():
+        check.state(role, roles[role], kv_heads, "context", extent)
+    return tuple((roles[role].shape, "f32") for role in lengths)
 
 
 @_infer.register
@@ -169,7 +181,7 @@ def _(op: ops.QK, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
 
 @_infer.register(ops.Scale)
 @_infer.register(ops.SiLU)
-@_infer.register(ops.Softmax)
+@_infer.register(ops.SoftCap)
 def _(op: ops.Op, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
     check.f32("x", inputs[0])
     return ((inputs[0].shape, "f32"),)
@@ -181,9 +193,23 @@ def _(op: ops.Mask, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...
     check.f32("x", scores)
     check.rank("x", scores, 3)
     check.shape("x", scores, scores.shape[0], "rows", "context")
-    if op.window is not None and op.window < 1:
-        raise check.fail("a window of", "at least 1", op.window)
+    _bias_and_window(check, op.window, op.alibi)
     return ((scores.shape, "f32"),)
+
+
+def _bias_and_window(check: _Check, window: int, alibi: float) -> None:
+    if window < 0:
+        raise check.fail("a window of", "at least 1, or 0 for none", window)
+    if alibi < 0:
+        raise check.fail("an ALiBi exponent of", "at least 0", alibi)
+
+
+@_infer.register
+def _(op: ops.Softmax, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
+    check.f32("x", inputs[0])
+    if op.sinks:
+        check.f32("sinks", inputs[1], inputs[0].shape[0])
+    return ((inputs[0].shape, "f32"),)
 
 
 @_infer.register
@@ -191,8 +217,10 @@ def _(op: ops.WeightedV, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type
     weights, v_cache = inputs
     check.attention_heads(op.heads, op.kv_heads)
     check.f32("weights", weights, op.heads, "rows", "context")
-    check.state("v_cache", v_cache, op.kv_heads, "context", op.head_length)
-    return ((("rows", op.heads * op.head_length), "f32"),)
+    if op.row_length and op.row_length < op.value_length:
+        raise check.fail("cache rows of", f"at least {op.value_length} elements", op.row_length)
+    check.state("v_cache", v_cache, op.kv_heads, "context", op.row_length or op.value_length)
+    return ((("rows", op.heads * op.value_length), "f32"),)
 
 
 @_infer.register(ops.Add)
@@ -224,11 +252,14 @@ def _(op: ops.Sample, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, .
 
 @_infer.register
 def _(op: ops.Attention, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
-    q, k_cache, v_cache = inputs
+    roles = dict(zip(op.input_names, inputs, strict=True))
     check.attention_heads(op.heads, op.kv_heads)
-    check.f32("q", q, "rows", op.heads * op.head_length)
-    _caches(check, k_cache, v_cache, op.kv_heads, op.head_length)
-    return ((q.shape, "f32"),)
+    check.f32("q", roles["q"], "rows", op.heads * op.head_length)
+    _caches(check, roles, op.kv_heads, op.head_length, op.v_length, op.v_from_k)
+    _bias_and_window(check, op.window, op.alibi)
+    if op.sinks:
+        check.f32("sinks", roles["sinks"], op.heads)
+    return ((("rows", op.heads * op.v_length), "f32"),)
 
 
 _SEGMENTS: dict[type[ops.Epilogue], int] = {ops.Residual: 1, ops.SwiGLU: 2, ops.RopeKV: 3}
@@ -276,12 +307,11 @@ def _rope_kv(
     epilogue: ops.RopeKV, check: _Check, roles: dict[str, Value], lengths: list[int]
 ) -> tuple[Type, ...]:
     check.attention_heads(epilogue.heads, epilogue.kv_heads)
-    expected = [
-        heads * epilogue.head_length for heads in (epilogue.heads, epilogue.kv_heads, epilogue.kv_heads)
-    ]
+    e = epilogue
+    expected = [e.heads * e.head_length, e.kv_heads * e.head_length, e.kv_heads * e.v_length]
     if lengths != expected:
         raise check.fail("q, k and v of length", expected, lengths)
     check.shape("x", roles["x"], "rows", roles["x"].shape[1])
     _rope_table(check, roles["rope_table"], epilogue.dims, epilogue.head_length)
-    caches = _caches(check, roles["k_cache"], roles["v_cache"], epilogue.kv_heads, epilogue.head_length)
+    caches = _caches(check, roles, e.kv_heads, e.head_length, e.v_length)
     return ((("rows", lengths[0]), "f32"), *caches)

@@ -1,11 +1,12 @@
-"""Fuses the five ops of attention into one, so that the scores never exist in memory."""
+"""Fuses the ops of attention into one, so that the scores never exist in memory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import cast
 
-from forgec.ir.ops import QK, Attention, Mask, Scale, Softmax, WeightedV
+from forgec.ir.ops import QK, Attention, Mask, Scale, SoftCap, Softmax, WeightedV
 from forgec.passes.match import Fusion, FusionPass, Match, Step
 
 __all__ = ["FuseAttention"]
@@ -13,32 +14,49 @@ __all__ = ["FuseAttention"]
 
 def _attention(match: Match) -> Attention:
     qk, scale, mask = cast(QK, match.op("qk")), cast(Scale, match.op("scale")), cast(Mask, match.op("mask"))
-    return Attention(qk.heads, qk.kv_heads, qk.head_length, scale.factor, mask.causal)
+    out = cast(WeightedV, match.op("out"))
+    return Attention(
+        qk.heads,
+        qk.kv_heads,
+        qk.head_length,
+        scale.factor,
+        mask.causal,
+        value_length=out.value_length if out.value_length != qk.head_length else 0,
+        window=mask.window,
+        softcap=cast(SoftCap, match.op("cap")).cap if "cap" in match.nodes else 0.0,
+        alibi=mask.alibi,
+        sinks=match.has("?sinks"),
+        v_from_k=not match.has("v_cache"),
+    )
 
 
-def _same_heads_no_window(match: Match) -> bool:
-    # No kernel skips the keys before a window, so windowed layers stay unfused.
-    qk, out, mask = cast(QK, match.op("qk")), cast(WeightedV, match.op("out")), cast(Mask, match.op("mask"))
-    same = (qk.heads, qk.kv_heads, qk.head_length) == (out.heads, out.kv_heads, out.head_length)
-    return same and mask.window is None
+def _same_heads(match: Match) -> bool:
+    qk, out = cast(QK, match.op("qk")), cast(WeightedV, match.op("out"))
+    own_rows = out.row_length in (0, out.value_length)
+    return (qk.heads, qk.kv_heads) == (out.heads, out.kv_heads) and own_rows == match.has("v_cache")
 
 
-_TABLE = (
-    Fusion(
+def _row(capped: bool, v_from_k: bool) -> Fusion:
+    values = "k_cache" if v_from_k else "v_cache"
+    cap = (Step("cap", SoftCap, ("scale",)),) if capped else ()
+    return Fusion(
         pattern=(
             Step("qk", QK, ("q", "k_cache")),
             Step("scale", Scale, ("qk",)),
-            Step("mask", Mask, ("scale",)),
-            Step("softmax", Softmax, ("mask",)),
-            Step("out", WeightedV, ("softmax", "v_cache")),
+            *cap,
+            Step("mask", Mask, ("cap" if capped else "scale",)),
+            Step("softmax", Softmax, ("mask", "?sinks")),
+            Step("out", WeightedV, ("softmax", values)),
         ),
-        inputs=("q", "k_cache", "v_cache"),
+        inputs=("q", "k_cache", "?sinks") if v_from_k else ("q", "k_cache", "v_cache", "?sinks"),
         results=("out",),
         op=_attention,
-        guard=_same_heads_no_window,
+        guard=_same_heads,
         node="attention",
-    ),
-)
+    )
+
+
+_TABLE = tuple(_row(capped, v_from_k) for capped, v_from_k in product((False, True), (True, False)))
 
 
 @dataclass(frozen=True)
@@ -47,15 +65,15 @@ class FuseAttention(FusionPass):
 
     before::
 
-        q -------> QK -> Scale -> Mask -> Softmax -> WeightedV -> y
-        k_cache ---^                                    ^
-        v_cache ----------------------------------------+
+        q -------> QK -> Scale [-> SoftCap] -> Mask -> Softmax -> WeightedV -> y
+        k_cache ---^                          sinks? ---^           ^
+        v_cache (or k_cache again) ---------------------------------+
 
     after::
 
-        q, k_cache, v_cache -> Attention -> y
+        q, k_cache, v_cache?, sinks? -> Attention -> y
 
-    Not where the mask has a window, or any of the values in between has another use.
+    Not where any of the values in between has another use.
     """
 
     name: str = "fuse-attention"

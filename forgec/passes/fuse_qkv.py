@@ -15,7 +15,8 @@ _BIASES = ("?q_bias", "?k_bias", "?v_bias")
 
 def _qkv(match: Match) -> FusedLinear:
     q, k = cast(Rope, match.op("q_rope")), cast(Rope, match.op("k_rope"))
-    epilogue = RopeKV(q.heads, k.heads, q.head_length, q.dims, q.interleaved)
+    append = cast(KVAppend, match.op("append"))
+    epilogue = RopeKV(q.heads, k.heads, q.head_length, q.dims, q.interleaved, append.value_length)
     return FusedLinear(NoPrologue(), epilogue, segments=3, bias=match.has(_BIASES[0]))
 
 

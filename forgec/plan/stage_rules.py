@@ -59,6 +59,8 @@ def _attention(at: Lowering, node: Node) -> Iterator[Lowered]:
     op = node.op
     assert isinstance(op, ops.Attention)
     tuning = lookup("attention", at.options.kv_dtype, at.target)
+    if op != ops.Attention(op.heads, op.kv_heads, op.head_length, op.scale, op.causal):
+        raise VerifyError(f"node '{node.name}': operation '{op}' has no stage")
     q, k, v = node.inputs
     common = at.common(tuning)
     kv_dtype = at.options.kv_dtype

@@ -92,11 +92,13 @@ def _weighted_v(at: Lowering, node: Node) -> Iterator[Lowered]:
     op = node.op
     assert isinstance(op, ops.WeightedV)
     weights, v_cache = node.inputs
+    if op.row_length:
+        raise VerifyError(f"node '{node.name}': operation '{op}' has no stage")
     params = WeightedVParams(
         *_common(at, "weighted_v"),
         op.heads,
         op.kv_heads,
-        op.head_length,
+        op.value_length,
         at.context,
         at.options.kv_dtype,
         1.0,
@@ -112,9 +114,9 @@ def _on_scores(at: Lowering, node: Node) -> Iterator[Lowered]:
     match op:
         case ops.Scale():
             params = ScaleParams(*_common(at, "scale"), heads, at.context, op.factor)
-        case ops.Mask(window=None):
+        case ops.Mask(window=0, alibi=0.0):
             params = MaskParams(*_common(at, "mask"), heads, at.context, op.causal)
-        case ops.Softmax():
+        case ops.Softmax(sinks=False):
             params = SoftmaxParams(*_common(at, "softmax"), heads, at.context)
         case _:
             raise VerifyError(f"node '{node.name}': operation '{op}' has no stage")

@@ -18,7 +18,7 @@ from forgec.errors import VerifyError
 from forgec.ir import ops
 from forgec.reference.sampling import SamplerSettings, sample
 
-__all__ = ["Array", "Step", "evaluate"]
+__all__ = ["Array", "Step", "alibi_slopes", "evaluate"]
 
 Array = npt.NDArray[Any]
 
@@ -76,12 +76,13 @@ def _(op: ops.Rope, step: Step, x: Array, table: Array) -> tuple[Array, ...]:
 
 
 @_evaluate.register
-def _(op: ops.KVAppend, step: Step, k: Array, v: Array, k_cache: Array, v_cache: Array) -> tuple[Array, ...]:
+def _(op: ops.KVAppend, step: Step, *inputs: Array) -> tuple[Array, ...]:
     def append(cache: Array, rows: Array) -> Array:
-        added = rows.reshape(len(rows), op.kv_heads, op.head_length).transpose(1, 0, 2)
+        added = rows.reshape(len(rows), op.kv_heads, -1).transpose(1, 0, 2)
         return np.concatenate([cache[:, : step.position], added], axis=1)
 
-    return append(k_cache, k), append(v_cache, v)
+    half = len(inputs) // 2  # (k, k_cache), or (k, v, k_cache, v_cache)
+    return tuple(append(cache, rows) for rows, cache in zip(inputs[:half], inputs[half:], strict=True))
 
 
 @_evaluate.register
@@ -103,17 +104,40 @@ def _(op: ops.Mask, step: Step, scores: Array) -> tuple[Array, ...]:
     seen = np.ones((scores.shape[1], scores.shape[2]), bool)
     if op.causal:
         seen &= key <= position
-    if op.window is not None:
+    if op.window > 0:
         seen &= key > position - op.window
+    if op.alibi > 0:
+        slopes = alibi_slopes(len(scores), op.alibi).astype(scores.dtype)
+        scores = scores + slopes[:, None, None] * (key - position).astype(scores.dtype)
     return (np.where(seen, scores, scores.dtype.type(-np.inf)),)
 
 
+def alibi_slopes(heads: int, max_bias: float) -> npt.NDArray[np.float64]:
+    """ALiBi's slope of every head, f64[heads], for any number of heads; see ``ops.Mask``."""
+    whole = 1 << (heads.bit_length() - 1)
+    head = np.arange(heads)
+    return np.where(
+        head < whole,
+        2.0 ** (-max_bias * (head + 1) / whole),
+        2.0 ** (-max_bias * (2 * (head - whole) + 1) / (2 * whole)),
+    )
+
+
 @_evaluate.register
-def _(op: ops.Softmax, step: Step, x: Array) -> tuple[Array, ...]:
+def _(op: ops.SoftCap, step: Step, x: Array) -> tuple[Array, ...]:
+    cap = x.dtype.type(op.cap)
+    return (cap * np.tanh(x / cap),)
+
+
+@_evaluate.register
+def _(op: ops.Softmax, step: Step, x: Array, sinks: Array | None = None) -> tuple[Array, ...]:
     highest = np.max(x, axis=-1, keepdims=True)
+    sink = np.full((), -np.inf, x.dtype) if sinks is None else sinks.reshape(-1, *[1] * (x.ndim - 1))
+    highest = np.maximum(highest, sink)
     # A row of nothing but -inf has no distribution: subtracting 0 keeps it at exp(-inf) = 0 and not at NaN.
-    exponentials = np.exp(x - np.where(np.isneginf(highest), x.dtype.type(0), highest))
-    total = np.sum(exponentials, axis=-1, keepdims=True)
+    zero = np.where(np.isneginf(highest), x.dtype.type(0), highest)
+    exponentials = np.exp(x - zero)
+    total = np.sum(exponentials, axis=-1, keepdims=True) + np.exp(sink - zero)
     return (exponentials / np.where(total == 0, x.dtype.type(1), total),)
 
 
@@ -121,8 +145,8 @@ def _(op: ops.Softmax, step: Step, x: Array) -> tuple[Array, ...]:
 def _(op: ops.WeightedV, step: Step, weights: Array, v_cache: Array) -> tuple[Array, ...]:
     heads, rows, context = weights.shape
     grouped = weights.reshape(op.kv_heads, heads // op.kv_heads, rows, context)
-    mixed = np.einsum("gnrj,gji->rgni", grouped, v_cache, optimize=True)
-    return (mixed.reshape(rows, heads * op.head_length),)
+    mixed = np.einsum("gnrj,gji->rgni", grouped, v_cache[..., : op.value_length], optimize=True)
+    return (mixed.reshape(rows, heads * op.value_length),)
 
 
 @_evaluate.register
@@ -153,11 +177,18 @@ def _(op: ops.Sample, step: Step, logits: Array) -> tuple[Array, ...]:
 
 
 @_evaluate.register
-def _(op: ops.Attention, step: Step, q: Array, k_cache: Array, v_cache: Array) -> tuple[Array, ...]:
-    (scores,) = evaluate(ops.QK(op.heads, op.kv_heads, op.head_length), (q, k_cache), step)
-    for unary in (ops.Scale(op.scale), ops.Mask(op.causal), ops.Softmax()):
-        (scores,) = evaluate(unary, (scores,), step)
-    return evaluate(ops.WeightedV(op.heads, op.kv_heads, op.head_length), (scores, v_cache), step)
+def _(op: ops.Attention, step: Step, *inputs: Array) -> tuple[Array, ...]:
+    roles = dict(zip(op.input_names, inputs, strict=True))
+    k_cache = roles["k_cache"]
+    (scores,) = evaluate(ops.QK(op.heads, op.kv_heads, op.head_length), (roles["q"], k_cache), step)
+    (scores,) = evaluate(ops.Scale(op.scale), (scores,), step)
+    if op.softcap > 0:
+        (scores,) = evaluate(ops.SoftCap(op.softcap), (scores,), step)
+    (scores,) = evaluate(ops.Mask(op.causal, op.window, op.alibi), (scores,), step)
+    sinks = (roles["sinks"],) if op.sinks else ()
+    (weights,) = evaluate(ops.Softmax(op.sinks), (scores, *sinks), step)
+    mix = ops.WeightedV(op.heads, op.kv_heads, op.v_length)
+    return evaluate(mix, (weights, roles.get("v_cache", k_cache)), step)
 
 
 @_evaluate.register
@@ -189,5 +220,8 @@ def _epilogue(
             ops.Rope(e.kv_heads, e.head_length, e.dims, e.interleaved), (products[1], table), step
         )
         caches = (roles["k_cache"], roles["v_cache"])
-        return (q, *evaluate(ops.KVAppend(e.kv_heads, e.head_length), (k, products[2], *caches), step))
+        return (
+            q,
+            *evaluate(ops.KVAppend(e.kv_heads, e.head_length, e.v_length), (k, products[2], *caches), step),
+        )
     return (np.concatenate(products, axis=-1),)

@@ -179,7 +179,7 @@ class LayerBuilder:
         weight = self.model.matrix(f"{prefix}.weight", out, int(x.shape[-1]), self.layer)
         return self.op(name, ops.Linear(), x, weight, *self.model.bias(prefix, out, self.layer))
 
-    def attention(self, x: Value, window: int | None = None) -> Value:
+    def attention(self, x: Value, window: int = 0) -> Value:
         """Grouped-query attention with RoPE over the cache: x f32[rows, E] -> f32[rows, E]."""
         spec = self.model.spec
         heads, kv_heads, length = spec.head_count, spec.head_count_kv, spec.key_length
