@@ -65,30 +65,28 @@ def linear_examples(target_name: str) -> list[StageParams]:
     tile = (*common[:2], 256 if target.wave > 1 else 1)
     size = 64 if target.wave > 1 else 16
     return [
-        EmbeddingParams(*common, "q8_0", "planes", 576, 49152, decode=True),
-        EmbeddingParams(*common, "f32", "planes", 576, 49152, decode=False),
+        EmbeddingParams(*common, "q8_0", "rows", 576, 49152, decode=True),
+        EmbeddingParams(*common, "f32", "rows", 576, 49152, decode=False),
         NormParams(*common, 576, 1e-5, "f32"),
         NormParams(*common, 576, 1e-5, "q8"),
         QuantiseParams(*common, 1536),
         RopeKVParams(*common, ROPE),
         MatvecParams(
-            *common, 576, BLOCKED, "planes", "q8", "rope_kv", False, "rmsnorm", 1e-5, False, lanes, 2, ROPE
+            *common, 576, BLOCKED, "rows", "q8", "rope_kv", False, "rmsnorm", 1e-5, False, lanes, 2, ROPE
         ),
         MatvecParams(
-            *common, 576, MIXED, "planes", "f32", "rope_kv", True, "rmsnorm", 1e-5, False, lanes, 2, ROPE
+            *common, 576, MIXED, "rows", "f32", "rope_kv", True, "rmsnorm", 1e-5, False, lanes, 2, ROPE
         ),
-        MatvecParams(*common, 576, GATED, "planes", "q8", "swiglu", False, "rmsnorm", 1e-5, False, lanes, 2),
+        MatvecParams(*common, 576, GATED, "rows", "q8", "swiglu", False, "rmsnorm", 1e-5, False, lanes, 2),
+        MatvecParams(*common, 1536, GATED[:1], "rows", "q8", "residual", False, "none", 0.0, False, lanes, 2),
         MatvecParams(
-            *common, 1536, GATED[:1], "planes", "q8", "residual", False, "none", 0.0, False, lanes, 2
-        ),
-        MatvecParams(
-            *common, 12288, GATED[:1], "planes", "f32", "residual", False, "none", 0.0, False, target.wave, 2
+            *common, 12288, GATED[:1], "rows", "f32", "residual", False, "none", 0.0, False, target.wave, 2
         ),
         MatvecParams(
-            *common, 576, (Segment("f32", 999),), "planes", "f32", "store", False, "rmsnorm", 1e-5, True, 1, 4
+            *common, 576, (Segment("f32", 999),), "rows", "f32", "store", False, "rmsnorm", 1e-5, True, 1, 4
         ),
-        MatmulParams(*tile, 576, BLOCKED, "planes", "q8", "store", True, size, size),
-        MatmulParams(*tile, 576, MIXED, "planes", "f32", "residual", False, size, size),
-        MatmulParams(*tile, 576, GATED, "planes", "q8", "swiglu", False, size, size),
-        MatmulParams(*tile, 576, GATED, "planes", "f32", "swiglu", False, size, size),
+        MatmulParams(*tile, 576, BLOCKED, "rows", "q8", "store", True, size, size),
+        MatmulParams(*tile, 576, MIXED, "rows", "f32", "residual", False, size, size),
+        MatmulParams(*tile, 576, GATED, "rows", "q8", "swiglu", False, size, size),
+        MatmulParams(*tile, 576, GATED, "rows", "f32", "swiglu", False, size, size),
     ]

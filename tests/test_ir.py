@@ -179,8 +179,8 @@ REJECTIONS: dict[str, tuple[Callable[[Graph], Graph], str]] = {
         f"value '{Q}': layout 'tiles' is not one for a value of kind 'weight'",
     ),
     "layout of a temp": (
-        lambda g: changed(g, "embedding", layout="planes"),
-        "value 'embedding': layout 'planes' is not one for a value of kind 'temp'",
+        lambda g: changed(g, "embedding", layout="rows"),
+        "value 'embedding': layout 'rows' is not one for a value of kind 'temp'",
     ),
     "layer": (
         lambda g: changed(g, "embedding", layer=1),

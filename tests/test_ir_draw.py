@@ -111,8 +111,8 @@ def test_tooltips_tell_types_and_bytes() -> None:
             "FusedLinear[rmsnorm(eps=1e-05) | 2 x Linear | swiglu]",
             "<- x: layer0.attn_residual f32[rows, 64], 256 B per token",
             "<- norm_weight: blk.0.ffn_norm.weight f32[64], 256 B, plain",
-            "<- weight0: blk.0.ffn_gate.weight q4_1[128, 64], 5.12 kB, planes",
-            "<- weight1: blk.0.ffn_up.weight q4_1[128, 64], 5.12 kB, planes",
+            "<- weight0: blk.0.ffn_gate.weight q4_1[128, 64], 5.12 kB, rows",
+            "<- weight1: blk.0.ffn_up.weight q4_1[128, 64], 5.12 kB, rows",
             "-> y: layer0.ffn_mul f32[rows, 128], 512 B per token",
         ]
     )

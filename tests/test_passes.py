@@ -12,9 +12,11 @@ from forgec.errors import VerifyError
 from forgec.ir import ops
 from forgec.ir.graph import Graph
 from forgec.ir.printer import format_graph
+from forgec.passes.choose_layout import ROWS8_TYPES
 from forgec.passes.dead_code import DeadCode
 from forgec.passes.manager import Pass, PassResult, run_passes
 from forgec.passes.pipeline import PIPELINE, optimise
+from forgec.plan.layouts import FORMATS, has_layout
 from forgec.targets import get_target
 from forgec.targets.base import Target
 from tests.gguf_files import TinyModel
@@ -130,11 +132,15 @@ def test_layouts(tied: bool) -> None:
     graph = one_layer(tied=tied)
     on_gpu = {v.name: v.layout for v in optimise(graph, GFX1100).of_kind("weight")}
     on_cpu = {v.name: v.layout for v in optimise(graph, CPU).of_kind("weight")}
-    assert set(on_gpu.values()) == {"plain", "planes"}
+    assert set(on_gpu.values()) == {"plain", "rows"}
     assert on_gpu["blk.0.ffn_norm.weight"] == on_cpu["blk.0.ffn_norm.weight"] == "plain"
     assert on_cpu["blk.0.ffn_down.weight"] == "rows8"
     # An embedding is read by row; only as the output matrix too is it multiplied.
-    assert on_cpu["token_embd.weight"] == ("rows8" if tied else "planes")
+    assert on_cpu["token_embd.weight"] == ("rows8" if tied else "rows")
+
+
+def test_the_layouts_of_the_cpu_are_those_with_kernels() -> None:
+    assert set(ROWS8_TYPES) == {name for name in FORMATS if has_layout(name, "rows8")}
 
 
 def test_dead_code_goes_and_cache_updates_stay() -> None:

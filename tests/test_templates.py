@@ -59,10 +59,15 @@ def test_compiles_as_planned(target_name: str) -> None:
         assert not code.log, f"{params.symbol} for {target.name} compiles with warnings:\n{code.log}"
 
 
+def interleaved(params: list[StageParams]) -> list[StageParams]:
+    """The same with weights of eight interleaved rows."""
+    return [replace(p, layout="rows8") if hasattr(p, "layout") else p for p in params]
+
+
 def test_the_cpu_overrides_compile() -> None:
     """The CPU's own texts read weights of eight interleaved rows."""
     target = get_target("x86-64-v3")
-    params = [replace(p, layout="rows8") if hasattr(p, "layout") else p for p in examples(target.name)]
+    params = interleaved(examples(target.name))
     params = [replace(p, tile_queries=32, tile_keys=32) if hasattr(p, "tile_keys") else p for p in params]
     own = [p for p in params if render.stage_template(p.stage, "cpu").endswith(".cpu.hip.j2")]
     assert {p.stage for p in own} >= {"matvec", "matmul"}
@@ -126,6 +131,8 @@ def test_every_template_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
         for params in examples(target_name):
             source_of(params)
             render.render_stage(params)
+    for params in interleaved(examples("x86-64-v3")):
+        render.render_stage(params)
     there = {path.relative_to(render.templates_dir()).as_posix() for path in TEMPLATES}
     assert there - used == set()
 

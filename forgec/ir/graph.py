@@ -43,7 +43,7 @@ class Value:
       "kv.k.0@1" in the same storage. "f32" is its mathematical type; how it is stored is the plan's choice,
     - "temp": computed and used within the step.
 
-    ``layout`` is how a weight will lie in memory: "" until chosen, then "planes", "rows8" or "plain".
+    ``layout`` is how a weight will lie in memory: "" until chosen, then "rows", "rows8" or "plain".
     """
 
     name: str

@@ -13,7 +13,7 @@ from forgec.ir.shapes import infer
 
 __all__ = ["LAYOUTS", "verify"]
 
-LAYOUTS = ("", "planes", "rows8", "plain")
+LAYOUTS = ("", "rows", "rows8", "plain")
 SYMBOLS = ("rows", "context")
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from forgec.ir.graph import Graph, Value
+from forgec.ir.graph import Graph, Node, Value
 from forgec.ir.ops import Embedding
 from forgec.passes.manager import Pass
 from forgec.targets.base import Target
 
-__all__ = ["ChooseLayout"]
+__all__ = ["ROWS8_TYPES", "ChooseLayout"]
+
+#: Weight types that the CPU's own products read, eight rows interleaved; the others go row by row there too.
+ROWS8_TYPES = ("f32", "f16", "bf16", "q4_0", "q4_1", "q8_0")
 
 
 @dataclass(frozen=True)
 class ChooseLayout(Pass):
-    """Vectors stay "plain"; matrices become "planes", or "rows8" on the CPU.
+    """Vectors stay "plain"; matrices become "rows", or "rows8" on the CPU.
 
     before::
 
@@ -22,22 +25,41 @@ class ChooseLayout(Pass):
 
     after::
 
-        weight q4_1[576, 576] planes       weight f32[576] plain
+        weight q4_1[576, 576] rows         weight f32[576] plain
 
-    "planes" keeps quants and scales apart, so that a lane loads 16 contiguous bytes. On the CPU a vector lane
-    is a row: "rows8" interleaves eight rows, which needs no sum across lanes (rows are padded to 8). A matrix
-    that is only looked up by row, as an embedding that is not the output matrix too, stays in planes there.
+    "rows" keeps quants and scales of a row apart, so that a lane loads 16 contiguous bytes. On the CPU a
+    vector lane is a row: "rows8" interleaves eight rows, which needs no sum across lanes (rows are padded to
+    8). There a matrix that is only looked up by row, as an embedding that is not the output matrix too, stays
+    in "rows", and so does a product in which any matrix has a type without kernels for "rows8".
     """
 
     name: str = "choose-layout"
 
     def run(self, graph: Graph, target: Target) -> Graph:
-        weights = [replace(v, layout=_layout(graph, v, target)) for v in graph.of_kind("weight")]
+        interleaved = _interleaved(graph) if target.family == "cpu" else frozenset()
+        weights = [replace(v, layout=_layout(v, interleaved)) for v in graph.of_kind("weight")]
         return graph.replace(values=weights)
 
 
-def _layout(graph: Graph, weight: Value, target: Target) -> str:
+def _layout(weight: Value, interleaved: frozenset[str]) -> str:
     if len(weight.shape) == 1:
         return "plain"
-    multiplied = any(not isinstance(user.op, Embedding) for user in graph.users(weight.name))
-    return "rows8" if target.family == "cpu" and multiplied else "planes"
+    return "rows8" if weight.name in interleaved else "rows"
+
+
+def _interleaved(graph: Graph) -> frozenset[str]:
+    """Matrices whose products have kernels for "rows8"; the matrices of one product share a layout."""
+    products = [
+        frozenset(_matrices(graph, node)) for node in graph.topo() if not isinstance(node.op, Embedding)
+    ]
+    excluded: frozenset[str] = frozenset()
+    found = frozenset(name for p in products for name in p if graph.values[name].dtype not in ROWS8_TYPES)
+    while found != excluded:
+        excluded = found
+        found = excluded.union(*(p for p in products if p & excluded))
+    return frozenset().union(*products) - excluded
+
+
+def _matrices(graph: Graph, node: Node) -> list[str]:
+    values = [graph.values[name] for name in node.inputs]
+    return [v.name for v in values if v.kind == "weight" and len(v.shape) > 1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from forgec.errors import UnsupportedModelError
 from forgec.ir.graph import Graph
-from forgec.plan.layouts import slice_elements
+from forgec.plan.layouts import block_elements
 
 __all__ = ["HEAD_LENGTH_MULTIPLE", "check_limits"]
 
@@ -21,7 +21,7 @@ def check_limits(graph: Graph) -> None:
     for value in graph.of_kind("weight"):
         if len(value.shape) != 2 or not isinstance(value.shape[1], int):
             continue
-        cols, step = value.shape[1], slice_elements(value.dtype)
+        cols, step = value.shape[1], block_elements(value.dtype)
         if cols % step:
             raise UnsupportedModelError(
                 f"tensor '{value.name}' has {cols} columns; expected a multiple of {step}",

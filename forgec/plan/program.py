@@ -77,10 +77,11 @@ class Launch:
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """A tensor in weights.bin: byte ``offset`` and the (absolute offset, bytes) of each plane.
+    """A tensor in weights.bin: byte ``offset`` and the (absolute offset, bytes) of each plane;
+    the layout "rows" has one.
 
     ``source`` is the GGUF tensor's name, or "" for a constant made at compile time (``constant`` names it).
-    ``layout`` is "planes", "rows8" or "plain" (float32 vectors and tables).
+    ``layout`` is "rows", "rows8" or "plain" (float32 vectors and tables).
     """
 
     name: str

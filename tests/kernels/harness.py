@@ -27,6 +27,7 @@ import pytest
 from forgec.codegen import render
 from forgec.plan.layouts import pack
 from forgec.plan.stages import StageParams
+from forgec.plan.stages.base import pointers_of
 from forgec.targets import get_target
 
 #: The target that each test device compiles for.
@@ -424,12 +425,13 @@ def _random_blocks(
 
 
 def packed_weights(
-    rng: np.random.Generator, prefix: str, format: str, rows: int, cols: int, layout: str = "planes"
+    rng: np.random.Generator, prefix: str, format: str, rows: int, cols: int, layout: str = "rows"
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Plane arrays by argument name (``w0p0``, ...) of a random matrix, and its values in float64."""
+    """Arrays by argument name (``w0``, or ``w0p0``, ...) of a random matrix, and its values in float64."""
     raw, values = random_weights(rng, format, rows, cols)
     planes = pack(np.ascontiguousarray(raw).reshape(-1), format, layout, rows, cols)
-    return {f"{prefix}p{i}": plane for i, plane in enumerate(planes)}, values
+    names = [arg.name for arg in pointers_of(prefix, format, layout)]
+    return dict(zip(names, planes, strict=True)), values
 
 
 def quantise_q8(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

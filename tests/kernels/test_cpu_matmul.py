@@ -129,7 +129,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(rng: np.random.Generator, a
     assert np.array_equal(whole.view(np.uint32), pieces.view(np.uint32))
 
 
-EMBEDDINGS = [(f, "rows8", False) for f in FORMATS] + [("q8_0", "rows8", True), ("q4_1", "planes", False)]
+EMBEDDINGS = [(f, "rows8", False) for f in FORMATS] + [("q8_0", "rows8", True), ("q4_1", "rows", False)]
 
 
 @pytest.mark.parametrize(("format", "layout", "decode"), EMBEDDINGS)

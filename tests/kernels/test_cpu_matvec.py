@@ -13,7 +13,7 @@ import pytest
 
 from forgec.plan.stages import MatvecParams, RopeFields, Segment
 from tests.kernels import harness, test_matvec
-from tests.kernels.harness import OWN_CPU, State, assert_close, packed_weights, run_stage
+from tests.kernels.harness import OWN_CPU, State, assert_close, run_stage
 from tests.kernels.test_matvec import BLOCKED, FORMATS, Case, cols_for, rotate, rotate_bound
 
 KINDS = [(f, "f32") for f in FORMATS] + [(f, "q8") for f in BLOCKED]
@@ -227,22 +227,6 @@ def test_int8_products_are_exact_integers(rng: np.random.Generator, format: str,
     assert np.array_equal(out, (w @ x.astype(np.int64)).astype(np.float32))
 
 
-def test_the_wrong_layout_does_not_compile(rng: np.random.Generator) -> None:
-    planes, _ = packed_weights(rng, "w0", "f32", 3, 8)
-    params = MatvecParams(
-        *harness.common("cpu-own"),
-        8,
-        (Segment("f32", 3),),
-        "planes",
-        "f32",
-        "store",
-        False,
-        "none",
-        0.0,
-        False,
-        1,
-        1,
-    )
-    arrays = {"x": np.ones(8, np.float32), **planes, "out": np.zeros(3, np.float32)}
-    with pytest.raises(Exception, match="rows8"):
-        run_stage(params, arrays, device="cpu-own")
+def test_rows_go_through_the_common_template(rng: np.random.Generator) -> None:
+    case = test_matvec.run_case(rng, [("q4_1", 21)], 160, act="q8", device="cpu-own")
+    assert_close(case.out["out"], case.exact[0], case.magnitude[0], case.cols)

@@ -17,7 +17,7 @@ def embed(
     """(out [rows, cols] as the kernel left it, all embeddings [vocab, cols] in float64)."""
     vocab, cols = int(rng.integers(5, 40)), 32 * int(rng.integers(1, 12))
     planes, values = packed_weights(rng, "w0", format, vocab, cols)
-    params = EmbeddingParams(*common(device), format, "planes", cols, vocab, decode, scale)
+    params = EmbeddingParams(*common(device), format, "rows", cols, vocab, decode, scale)
     out = np.full((len(tokens), cols), np.nan, np.float32)
     ids = (tokens % vocab).astype(np.int32)
     state = State(rows=len(ids), token=int(ids[-1]))
@@ -43,7 +43,7 @@ def test_decode_takes_the_last_token_and_one_row(rng: np.random.Generator, devic
 
 def test_tokens_outside_of_the_vocabulary_read_the_nearest_row(rng: np.random.Generator) -> None:
     planes, values = packed_weights(rng, "w0", "f32", 7, 32)
-    params = EmbeddingParams(*common("cpu"), "f32", "planes", 32, 7, False)
+    params = EmbeddingParams(*common("cpu"), "f32", "rows", 32, 7, False)
     ids = np.array([-3, 7, 2**31 - 1], np.int32)
     out = np.zeros((3, 32), np.float32)
     result = run_stage(params, {"tokens": ids, **planes, "out": out}, state=State(rows=3))

@@ -30,7 +30,7 @@ def run_case(
     bias: bool = False,
     in_place: bool = False,
     cols: int | None = None,
-    layout: str = "planes",
+    layout: str = "rows",
     tile_rows: int = 8,
 ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray], int]:
     """(out, exact products, sums of |terms|, columns) for a random number of rows.

@@ -48,7 +48,7 @@ def run_case(
     extra: dict[str, np.ndarray] | None = None,
     state: State | None = None,
     block: int | None = None,
-    layout: str = "planes",
+    layout: str = "rows",
 ) -> Case:
     """Run the stage on fresh random numbers; the CPU's own template reads the layout "rows8"."""
     family, wave, threads = common(device, block)

@@ -18,7 +18,7 @@ __all__ = [
     "STATE",
     "Arg",
     "StageParams",
-    "planes_of",
+    "pointers_of",
 ]
 
 #: C types of a KV-cache element.
@@ -50,9 +50,11 @@ class Arg:
 STATE = Arg("state", "const State*")
 
 
-def planes_of(prefix: str, format: str, layout: str) -> tuple[Arg, ...]:
-    """The plane pointers of one packed weight matrix, in the order of its layout."""
-    return tuple(Arg(f"{prefix}p{i}", "const u8*") for i in range(plane_count(format, layout)))
+def pointers_of(prefix: str, format: str, layout: str) -> tuple[Arg, ...]:
+    """The pointers of one packed weight matrix: one ("rows"), or one a plane ("rows8")."""
+    count = plane_count(format, layout)
+    names = [prefix] if layout == "rows" else [f"{prefix}p{i}" for i in range(count)]
+    return tuple(Arg(name, "const u8*") for name in names)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from forgec.errors import VerifyError
-from forgec.plan.layouts import FORMATS, plane_count, slice_elements
-from forgec.plan.stages.base import KV_CTYPES, STATE, Arg, StageParams, planes_of
+from forgec.plan.layouts import FORMATS, block_elements
+from forgec.plan.stages.base import KV_CTYPES, STATE, Arg, StageParams, pointers_of
 
 __all__ = [
     "Q8_IN",
@@ -56,13 +56,14 @@ class EmbeddingParams(StageParams):
 
     @property
     def planes(self) -> str:
-        """C expressions of the two planes; float formats have one."""
-        return "w0p0, w0p1" if plane_count(self.format, self.layout) > 1 else "w0p0, nullptr"
+        """C expressions of the two planes of "rows8"; float formats have one."""
+        names = [a.name for a in pointers_of("w0", self.format, self.layout)]
+        return ", ".join((*names, "nullptr")[:2])
 
     @property
     def args(self) -> tuple[Arg, ...]:
-        planes = planes_of("w0", self.format, self.layout)
-        return (STATE, Arg("tokens", "const i32*"), *planes, Arg("out", "float*"))
+        pointers = pointers_of("w0", self.format, self.layout)
+        return (STATE, Arg("tokens", "const i32*"), *pointers, Arg("out", "float*"))
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,16 @@ class Segment:
 
 @dataclass(frozen=True)
 class Operand:
-    """A segment as a template writes it: C expressions of planes and bias, and its place in the output."""
+    """A segment as a template writes it: C expressions of weights and bias, and its place in the output.
+
+    ``pointer`` is the matrix in the layout "rows"; "rows8" has ``plane0`` and ``plane1``.
+    """
 
     index: int
     format: str
     rows: int
     start: int  # first output row
+    pointer: str
     plane0: str
     plane1: str  # "nullptr" for formats of one plane
     bias: str  # "" without one
@@ -184,9 +189,9 @@ class LinearParams(StageParams):
     def __post_init__(self) -> None:
         super().__post_init__()
         for segment in self.segments:
-            if self.cols % slice_elements(segment.format):
+            if self.cols % block_elements(segment.format):
                 raise VerifyError(
-                    f"stage '{self.stage}': {self.cols} columns do not divide into slices of {segment.format}"
+                    f"stage '{self.stage}': {self.cols} columns do not divide into blocks of {segment.format}"
                 )
             if self.act == "q8" and FORMATS[segment.format].block == 1:
                 raise VerifyError(
@@ -231,18 +236,26 @@ class LinearParams(StageParams):
                 s.format,
                 s.rows,
                 start,
+                f"w{i}",
                 f"w{i}p0",
-                f"w{i}p1" if plane_count(s.format, self.layout) > 1 else "nullptr",
+                f"w{i}p1" if len(pointers_of("", s.format, self.layout)) > 1 else "nullptr",
                 f"bias{i}" if self.bias else "",
             )
             for i, (s, start) in enumerate(zip(self.segments, self.row_starts, strict=True))
         )
 
     @property
+    def apart(self) -> tuple[Operand, ...]:
+        """The operands whose rows are work of their own: gate and up share theirs."""
+        return self.operands[:1] if self.epilogue == "swiglu" else self.operands
+
+    @property
     def weight_args(self) -> tuple[Arg, ...]:
-        planes = [a for i, s in enumerate(self.segments) for a in planes_of(f"w{i}", s.format, self.layout)]
+        pointers = [
+            a for i, s in enumerate(self.segments) for a in pointers_of(f"w{i}", s.format, self.layout)
+        ]
         bias = [Arg(f"bias{i}", "const float*") for i in range(len(self.segments))] if self.bias else []
-        return (*planes, *bias)
+        return (*pointers, *bias)
 
     @property
     def tail_args(self) -> tuple[Arg, ...]:
