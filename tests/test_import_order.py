@@ -27,7 +27,7 @@ BESIDE = {
 #: The graph is imported from files: the architectures of the frontend build IR.
 EXCEPTIONS = {("frontend", "ir")}
 #: The top of the house may use every room.
-TOP = {"cli", "commands", "compiler", "__main__", "__init__"}
+TOP = {"cli", "commands", "compiler", "inspection", "__main__", "__init__"}
 
 
 def imported_rooms(path: Path) -> Iterator[str]:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from forgec.errors import ForgeError
-from forgec.frontend.architectures import build_graph
-from forgec.frontend.gguf import GGUFFile, open_gguf
-from forgec.frontend.spec import ModelSpec, read_spec
-from forgec.frontend.tokenizer import build_tokenizer
-from forgec.plan.limits import check_limits
+from forgec.frontend.spec import ModelSpec
+from forgec.frontend.tokenizer import TokenizerSpec
+from forgec.inspection import Inspection, TargetNeeds, inspect_file
 from forgec.plan.lower import kv_cache_bytes
+from forgec.plan.program import CompileOptions
 from forgec.plan.stages.base import KV_BYTES
+from forgec.targets import get_target
 
 __all__ = ["command"]
 
@@ -24,59 +23,66 @@ __all__ = ["command"]
 CONTEXTS = (2048, 4096, 8192, 16384, 32768, 131072)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether one part of the compiler takes the file, and if not why and what to do."""
-
-    part: str
-    problem: str = ""
-    hint: str = ""
-
-
 @click.command("inspect")
 @click.argument("model", type=click.Path(path_type=Path))
+@click.option("--arch", multiple=True, metavar="A", help="Plan for this chip, too; may be repeated.")
+@click.option(
+    "--ctx",
+    "context",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Context length of the plans, in tokens.",
+)
+@click.option("--kv", type=click.Choice(["f16", "f32"]), default="f16", show_default=True,
+              help="KV cache of the plans.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
-def command(ctx: click.Context, model: Path, as_json: bool) -> None:
+def command(
+    ctx: click.Context, model: Path, arch: tuple[str, ...], context: int | None, kv: str, as_json: bool
+) -> None:
     """Say what MODEL is, whether it compiles (and why not), and what memory it needs.
 
-    Exits with 0 when the file compiles, with 4 when something in it is not supported.
+    With --arch the model is planned for that chip, too: weights as packed, KV cache, arena, launches.
+    Exits with 0 when the file compiles, with 4 when something in it is not supported, with 5 when it does not
+    fit a chip.
 
     \b
     Example:
       forgec inspect model.gguf
+      forgec inspect model.gguf --arch gfx1100 --arch gfx942 --ctx 32768
     """
-    with open_gguf(model) as gguf:
-        spec = read_spec(gguf)
-        verdicts = _verdicts(gguf, spec)
-        facts = _facts(gguf, spec, verdicts)
-    click.echo(json.dumps(facts, indent=1) if as_json else _text(model, facts))
-    if any(v.problem for v in verdicts):
-        ctx.exit(4)
+    targets = tuple(get_target(name) for name in arch)
+    found = inspect_file(model, targets, CompileOptions(context=context, kv_dtype=kv))
+    click.echo(json.dumps(_facts(found), indent=1) if as_json else _text(found))
+    ctx.exit(found.exit_code)
 
 
-def _verdicts(gguf: GGUFFile, spec: ModelSpec) -> tuple[Verdict, ...]:
-    """Ask the parts of the compiler that can refuse a file; nothing is compiled."""
-    parts = (
-        ("layers", lambda: check_limits(build_graph(gguf, spec))),
-        ("tokenizer", lambda: build_tokenizer(gguf.metadata)),
-    )
-    verdicts = []
-    for part, attempt in parts:
-        try:
-            attempt()
-            verdicts.append(Verdict(part))
-        except ForgeError as error:
-            verdicts.append(Verdict(part, error.message, error.hint))
-    return tuple(verdicts)
+# -- JSON
 
 
-def _facts(gguf: GGUFFile, spec: ModelSpec, verdicts: tuple[Verdict, ...]) -> dict[str, Any]:
-    weights = sum(t.nbytes for t in gguf.tensors.values())
+def _facts(found: Inspection) -> dict[str, Any]:
+    spec = found.spec
     return {
-        "architecture": spec.architecture,
-        "name": spec.name,
-        "parameters": spec.parameter_count,
+        "kind": found.kind,
+        "architecture": found.architecture,
+        "name": found.name,
+        "gguf_version": found.version,
+        "shards": found.shards,
+        "parameters": found.parameters,
+        **({} if spec is None else _numbers(spec)),
+        "quant_types": dict(found.quant_types),
+        "types_without_kernels": list(found.types_without_kernels),
+        "weight_bytes": found.weight_bytes,
+        "memory": {} if spec is None else _memory(spec, found.weight_bytes),
+        "tokenizer": None if found.tokenizer is None else _tokenizer(found.tokenizer),
+        "targets": {needs.target: _target(needs) for needs in found.targets},
+        "compiles": found.compiles,
+        "problems": [{"part": p.part, "problem": p.problem, "hint": p.hint} for p in found.problems],
+    }
+
+
+def _numbers(spec: ModelSpec) -> dict[str, Any]:
+    return {
         "layers": spec.block_count,
         "embedding_length": spec.embedding_length,
         "feed_forward_length": spec.feed_forward_length,
@@ -88,39 +94,110 @@ def _facts(gguf: GGUFFile, spec: ModelSpec, verdicts: tuple[Verdict, ...]) -> di
         "tied_embeddings": spec.tied_embeddings,
         "trained_context": spec.context_length,
         "rope": {"base": spec.rope.freq_base, "scaling": spec.rope.scaling},
-        "quant_types": dict(spec.quant_types),
-        "weight_bytes": weights,
-        "memory": {
-            str(length): {kv: weights + kv_cache_bytes(spec, length, kv) for kv in KV_BYTES}
-            for length in sorted({c for c in CONTEXTS if c <= spec.context_length} | {spec.context_length})
-        },
-        "compiles": not any(v.problem for v in verdicts),
-        "problems": [{"part": v.part, "problem": v.problem, "hint": v.hint} for v in verdicts if v.problem],
     }
 
 
-def _text(model: Path, facts: dict[str, Any]) -> str:
-    types = ", ".join(f"{name} x {count}" for name, count in facts["quant_types"].items())
+def _memory(spec: ModelSpec, weights: int) -> dict[str, dict[str, int]]:
+    """Bytes of weights and KV cache by context length and type of the cache."""
+    lengths = sorted({c for c in CONTEXTS if c <= spec.context_length} | {spec.context_length})
+    return {
+        str(length): {kv: weights + kv_cache_bytes(spec, length, kv) for kv in KV_BYTES} for length in lengths
+    }
+
+
+def _tokenizer(spec: TokenizerSpec) -> dict[str, Any]:
+    return {
+        "model": spec.model,
+        "pre": spec.pre,
+        "tokens": spec.vocab_size,
+        "bos_id": spec.bos_id,
+        "eos_id": spec.eos_id,
+        "eog_ids": list(spec.eog_ids),
+        "add_bos": spec.add_bos,
+        "fill_in_the_middle": asdict(spec.fim),
+        "chat_template": spec.chat_template is not None,
+    }
+
+
+def _target(needs: TargetNeeds) -> dict[str, Any]:
+    if needs.problem is not None:
+        return {"compiles": False, "problem": needs.problem.problem, "hint": needs.problem.hint}
+    return {
+        "compiles": True,
+        "context": needs.context,
+        "kv": needs.kv_dtype,
+        "bytes": dict(needs.buffers or {}),
+        "kernels": needs.kernels,
+        "launches_per_token": needs.launches,
+    }
+
+
+# -- text
+
+
+def _text(found: Inspection) -> str:
+    types = ", ".join(f"{name} x {count}" for name, count in found.quant_types.items()) or "none"
+    shards = f" in {found.shards} files" if found.shards > 1 else ""
     lines = [
-        f"{model.name}: {facts['name']}",
-        f"  architecture      {facts['architecture']}, {facts['parameters'] / 1e6:,.1f} M parameters",
-        f"  layers            {facts['layers']}, embedding {facts['embedding_length']}, "
-        f"feed-forward {facts['feed_forward_length']}",
-        f"  attention         {facts['heads']} heads, {facts['kv_heads']} KV heads of {facts['head_length']}",
-        f"  vocabulary        {facts['vocabulary']} tokens (from {facts['vocabulary_from']})"
-        f"{', embeddings tied to the output' if facts['tied_embeddings'] else ''}",
-        f"  RoPE              base {facts['rope']['base']:g}, scaling {facts['rope']['scaling']}",
-        f"  trained context   {facts['trained_context']} tokens",
-        f"  tensors           {types}; {facts['weight_bytes'] / 2**20:,.1f} MiB",
-        "  memory            context    KV f16       KV f32      (weights + KV cache)",
+        f"{found.path.name}: {found.name}",
+        f"  architecture      {found.architecture or 'unknown'}, {found.parameters / 1e6:,.1f} M parameters",
+        *(() if found.spec is None else _number_lines(found.spec)),
+        f"  tensors           {types}; {_mib(found.weight_bytes)}{shards}",
+        *(() if found.tokenizer is None else _tokenizer_lines(found.tokenizer)),
+        *(() if found.spec is None else _memory_lines(found.spec, found.weight_bytes)),
     ]
-    for length, sizes in facts["memory"].items():
-        lines.append(
-            f"  {'':<16}{length:>9}  {sizes['f16'] / 2**20:>9,.1f} MiB {sizes['f32'] / 2**20:>9,.1f} MiB"
-        )
-    if facts["compiles"]:
+    if found.compiles:
         lines.append("  compiles          yes")
-    for problem in facts["problems"]:
-        lines.append(f"  does not compile  {problem['part']}: {problem['problem']}")
-        lines += [f"                    {problem['hint']}"] if problem["hint"] else []
+    for problem in found.problems:
+        lines.append(f"  does not compile  {problem.part}: {problem.problem}")
+        lines += [f"{'':<20}{problem.hint}"] if problem.hint else []
+    if found.types_without_kernels:
+        lines.append(f"  without kernels   {', '.join(found.types_without_kernels)}")
+    for needs in found.targets:
+        lines += _target_lines(needs)
     return "\n".join(lines)
+
+
+def _number_lines(spec: ModelSpec) -> tuple[str, ...]:
+    return (
+        f"  layers            {spec.block_count}, embedding {spec.embedding_length}, "
+        f"feed-forward {spec.feed_forward_length}",
+        f"  attention         {spec.head_count} heads, {spec.head_count_kv} KV heads of {spec.key_length}",
+        f"  vocabulary        {spec.vocab_size} tokens (from {spec.vocab_size_source})"
+        f"{', embeddings tied to the output' if spec.tied_embeddings else ''}",
+        f"  RoPE              base {spec.rope.freq_base:g}, scaling {spec.rope.scaling}",
+        f"  trained context   {spec.context_length} tokens",
+    )
+
+
+def _tokenizer_lines(spec: TokenizerSpec) -> tuple[str, ...]:
+    kind = "SentencePiece" if spec.model == "llama" else f"byte-pair, '{spec.pre}'"
+    parts = [kind, f"{len(spec.eog_ids)} end tokens"]
+    parts += ["begin token added"] if spec.add_bos else []
+    parts += ["fill-in-the-middle"] if spec.fim.complete else []
+    parts += ["chat template" if spec.chat_template is not None else "no chat template"]
+    return (f"  tokenizer         {', '.join(parts)}",)
+
+
+def _memory_lines(spec: ModelSpec, weights: int) -> list[str]:
+    lines = ["  memory            context    KV f16       KV f32      (weights + KV cache)"]
+    for length, sizes in _memory(spec, weights).items():
+        lines.append(f"  {'':<16}{length:>9}  {_mib(sizes['f16'], 9)} {_mib(sizes['f32'], 9)}")
+    return lines
+
+
+def _target_lines(needs: TargetNeeds) -> list[str]:
+    if needs.problem is not None:
+        hint = needs.problem.hint
+        return [f"  {needs.target:<18}no: {needs.problem.problem}", *([f"{'':<20}{hint}"] if hint else [])]
+    buffers = dict(needs.buffers or {})
+    limit = f" of {needs.memory_bytes / 2**30:.0f} GiB" if needs.memory_bytes else ""
+    cache = f"KV cache {_mib(buffers['kv'])} ({needs.context} tokens, {needs.kv_dtype})"
+    return [
+        f"  {needs.target:<18}yes, {_mib(sum(buffers.values()))}{limit}, {needs.launches} launches a token",
+        f"{'':<20}weights {_mib(buffers['weights'])}, {cache}, arena {_mib(buffers['arena'])}",
+    ]
+
+
+def _mib(count: int, width: int = 0) -> str:
+    return f"{count / 2**20:>{width},.1f} MiB"

@@ -83,6 +83,7 @@ class GGUFFile:
 
     def __init__(self, shards: tuple[_Shard, ...], tensors: Mapping[str, TensorInfo]) -> None:
         self.path: Path = shards[0].path
+        self.shard_paths: tuple[Path, ...] = tuple(shard.path for shard in shards)
         self.version: int = shards[0].version
         self.metadata: Mapping[str, Any] = shards[0].metadata
         self.tensors: Mapping[str, TensorInfo] = tensors

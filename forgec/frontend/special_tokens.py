@@ -40,6 +40,11 @@ class FimIds:
     repository: int | None = None
     separator: int | None = None
 
+    @property
+    def complete(self) -> bool:
+        """Whether a text with a hole can be written: prefix, suffix and middle are known."""
+        return None not in (self.prefix, self.suffix, self.middle)
+
 
 @dataclass(frozen=True)
 class SpecialTokens:
