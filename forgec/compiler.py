@@ -14,7 +14,7 @@ from pathlib import Path
 from forgec.codegen.render import render_pool, render_stage
 from forgec.errors import UnsupportedModelError, UsageError
 from forgec.frontend.architectures import build_graph
-from forgec.frontend.gguf import GGUFFile, open_gguf
+from forgec.frontend.gguf import GGUFFile
 from forgec.frontend.spec import ModelSpec, read_spec
 from forgec.frontend.tokenizer import TokenizerSpec, build_tokenizer, check_chat_template
 from forgec.ir.printer import format_graph
@@ -25,23 +25,30 @@ from forgec.passes.manager import PassResult
 from forgec.passes.pipeline import optimise
 from forgec.plan.lower import lower
 from forgec.plan.program import CompileOptions, Program, program_text
+from forgec.quantise import Change, EditedFile, WeightOptions, open_model
 from forgec.targets import Target, get_target
 from forgec.toolchain import Cache, CodeObject, ExpectedKernel, Unit, check_inspection, compile_units
 
 __all__ = ["Compiled", "Reporter", "compile_model", "plan_model", "program_units"]
 
+#: Weights as they are in the file.
+UNCHANGED = WeightOptions()
 Reporter = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a compilation made: the program, its sources and code objects, and the seconds of each step."""
+    """What a compilation made: the program, its sources and code objects, and the seconds of each step.
+
+    ``changes`` says what was requantised or merged, and the error of it.
+    """
 
     program: Program
     sources: Mapping[str, str]
     objects: tuple[CodeObject, ...]
     seconds: Mapping[str, float]
     warnings: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
 
 
 def plan_model(
@@ -78,6 +85,7 @@ def compile_model(
     output: Path,
     options: CompileOptions,
     *,
+    weights: WeightOptions = UNCHANGED,
     toolchain: str = "auto",
     force: bool = False,
     dump: Path | None = None,
@@ -86,12 +94,13 @@ def compile_model(
 ) -> Compiled:
     """Compile ``model`` for a target and write the package to ``output``.
 
-    ``report`` hears (step, done, total). Raises ForgeError; nothing is left behind then.
+    ``weights`` says what to requantise or merge. ``report`` hears (step, done, total). Raises ForgeError;
+    nothing is left behind then.
     """
     clock = _Clock()
     target = get_target(target_name)
     check_destination(output, force=force)
-    with open_gguf(model) as gguf:
+    with open_model(model, weights) as gguf:
         spec = read_spec(gguf)
         program = plan_model(gguf, spec, target, options, dump)
         tokenizer = build_tokenizer(gguf.metadata)
@@ -120,7 +129,8 @@ def compile_model(
             progress=lambda d, t: report("weights", d, t),
         )
         clock.lap("package")
-    return Compiled(program, sources, objects, clock.seconds, warnings)
+        changes = gguf.changes() if isinstance(gguf, EditedFile) else ()
+    return Compiled(program, sources, objects, clock.seconds, warnings, changes)
 
 
 def check_kernels(program: Program, objects: tuple[CodeObject, ...]) -> None:

@@ -451,7 +451,7 @@ def _state(value: Any, sizes: Mapping[str, int]) -> dict[str, int]:
 
 def _weights(value: Any) -> WeightsSpec:
     weights = _object(value, "weights")
-    _check_keys(weights, "weights", {"file", "bytes", "chunk_bytes", "chunks"}, {"sha256"})
+    _check_keys(weights, "weights", {"file", "bytes", "chunk_bytes", "chunks"}, {"sha256", "changes"})
     size = _integer(weights["bytes"], "weights.bytes", 0, _MAX_BYTES)
     chunk = _integer(weights["chunk_bytes"], "weights.chunk_bytes", 4096, 1 << 30)
     chunks = _list(weights["chunks"], "weights.chunks")

@@ -23,6 +23,7 @@ BESIDE = {
     "reference": {"frontend", "ir", "reference"},
     "golden": {"frontend", "golden"},
     "emulator": {"emulator", "toolchain"},
+    "quantise": {"frontend", "quantise"},
 }
 #: The graph is imported from files: the architectures of the frontend build IR.
 EXCEPTIONS = {("frontend", "ir")}

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from forgec.compiler import Compiled, compile_model
 from forgec.config import load_config
 from forgec.plan.program import CompileOptions, Program
+from forgec.quantise import QUANTISABLE, WeightOptions, parse_adapter
 from forgec.toolchain import open_cache
 
 __all__ = ["command", "default_output"]
@@ -25,6 +26,10 @@ __all__ = ["command", "default_output"]
               help="fast: int8 activations; exact: float32 activations.")  # fmt: skip
 @click.option("--ctx", type=click.IntRange(min=1), metavar="N", help="Context length in tokens.")
 @click.option("--kv", type=click.Choice(["f16", "f32"]), default="f16", show_default=True, help="KV cache.")
+@click.option("--quantize", type=click.Choice(QUANTISABLE, case_sensitive=False), metavar="TYPE",
+              help=f"Requantise float matrices: {', '.join(QUANTISABLE)}.")  # fmt: skip
+@click.option("--requantize", is_flag=True, help="Let --quantize change quantised matrices too.")
+@click.option("--lora", multiple=True, metavar="FILE[:SCALE]", help="Merge a LoRA adapter; may be repeated.")
 @click.option("--schedule", type=click.Choice(["auto", "graph"]), default="auto", show_default=True,
               help="How launches are scheduled; auto is graph replay on every target.")  # fmt: skip
 @click.option("--toolchain", type=click.Choice(["auto", "hipcc", "zig"]), default="auto", show_default=True,
@@ -40,6 +45,9 @@ def command(
     math: str,
     ctx: int | None,
     kv: str,
+    quantize: str | None,
+    requantize: bool,
+    lora: tuple[str, ...],
     schedule: str,
     toolchain: str,
     no_fuse: bool,
@@ -53,6 +61,7 @@ def command(
       forgec compile model.gguf --arch gfx1100 -o build/model-gfx1100
     """
     destination = output or default_output(model, arch)
+    weights = WeightOptions(quantize, requantize, tuple(parse_adapter(text) for text in lora))
     options = CompileOptions(math=math, context=ctx, kv_dtype=kv, fuse=not no_fuse)
     console = Console(stderr=True)
     cache, warning = open_cache(load_config())
@@ -71,6 +80,7 @@ def command(
             arch,
             destination,
             options,
+            weights=weights,
             toolchain=toolchain,
             force=force,
             dump=dump_dir,
@@ -93,12 +103,14 @@ def summary(compiled: Compiled, destination: Path) -> str:
     program = compiled.program
     cached = sum(code.cached for code in compiled.objects)
     seconds = sum(compiled.seconds.values())
+    changes = (f"  {change}" for change in compiled.changes)
     return "\n".join(
         (
             f"{destination}: {program.spec.name} ({program.spec.architecture}) for {program.target.name}",
             f"  {len(program.kernels)} kernels ({cached} of {len(compiled.objects)} objects from the cache), "
             f"{len(program.sequences['decode'])} launches a token, math {program.math}",
             f"  memory {memory_text(program)}",
+            *changes,
             f"  compiled in {seconds:.2f} s ({compiled.objects[0].compiler})",
             f'  try: python {destination} "Once upon a time"',
         )

@@ -61,6 +61,11 @@ class TensorInfo:
         """The number of elements: the product of ``shape``."""
         return math.prod(self.shape)
 
+    @property
+    def rows(self) -> int:
+        """The number of rows: all dimensions but the last."""
+        return math.prod(self.shape[:-1])
+
 
 @dataclass(frozen=True)
 class _Shard:
@@ -99,6 +104,35 @@ class GGUFFile:
             raise GGUFError(f"'{self.path.name}' is closed, so tensor {quoted(name)} cannot be read")
         return np.frombuffer(self._maps[info.shard], np.uint8, count=info.nbytes, offset=info.offset)
 
+    def rows_of(self, name: str, first: int, count: int) -> npt.NDArray[np.uint8]:
+        """The encoded bytes of ``count`` rows from row ``first`` on: uint8 [count, bytes of a row].
+
+        A row is the last dimension of the tensor; the others count as one. Raises as ``bytes_of``.
+        """
+        info = self._info(name)
+        row_bytes = info.nbytes // info.rows
+        return self.bytes_of(name)[first * row_bytes : (first + count) * row_bytes].reshape(count, row_bytes)
+
+    def array_rows(self, name: str, first: int, count: int) -> npt.NDArray[np.float32]:
+        """The same rows decoded: float32 [count, columns]. Raises as ``array``."""
+        info = self._info(name)
+        return dequantize(self.rows_of(name, first, count), info.type.name, count, info.shape[-1])
+
+    def release(self, name: str, first: int, count: int) -> None:
+        """Let the system take back the memory of rows that were read; they can be read again.
+
+        A mapping counts as this process's memory once it was touched, and a model is larger than that may be.
+        """
+        info = self._info(name)
+        if self._maps is None or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        row_bytes = info.nbytes // info.rows
+        page = mmap.PAGESIZE
+        start = -(-(info.offset + first * row_bytes) // page) * page
+        end = (info.offset + (first + count) * row_bytes) // page * page
+        if end > start:
+            self._maps[info.shard].madvise(mmap.MADV_DONTNEED, start, end - start)
+
     def array(self, name: str) -> npt.NDArray[np.float32]:
         """A tensor decoded to a new float32 array of the tensor's ``shape``.
 
@@ -108,6 +142,10 @@ class GGUFFile:
         cols = info.shape[-1]
         decoded = dequantize(self.bytes_of(name), info.type.name, info.elements // cols, cols)
         return decoded.reshape(info.shape)
+
+    def history(self) -> Mapping[str, Any]:
+        """What was done to the weights since the file was written, as JSON data: nothing to a plain file."""
+        return {}
 
     def close(self) -> None:
         """Let go of the mapping; tensors can no longer be read. Closing twice is allowed."""

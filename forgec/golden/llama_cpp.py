@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from forgec.errors import ForgeError, UsageError
 
-__all__ = ["LlamaCpp", "oracle_version"]
+__all__ = ["LlamaCpp", "ggml_quantise", "oracle_version"]
 
 WORDS = 128  # of the opaque parameter block: larger than either struct, which is harmless by value
 # llama_context_params by 32-bit word, as in llama.h of the versions that pass the check below.
@@ -78,8 +78,35 @@ def _library() -> ctypes.CDLL:
         getattr(library, name).argtypes = [ctypes.c_void_p]
     library.llama_vocab_n_tokens.argtypes = [ctypes.c_void_p]
     library.llama_memory_clear.argtypes = [ctypes.c_void_p, ctypes.c_bool]
+    library.llama_adapter_lora_init.restype = ctypes.c_void_p
+    library.llama_adapter_lora_init.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    library.llama_set_adapters_lora.argtypes = [
+        ctypes.c_void_p,
+        ctypes.POINTER(ctypes.c_void_p),
+        ctypes.c_size_t,
+        ctypes.POINTER(ctypes.c_float),
+    ]
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        *[ctypes.c_int64] * 3,
+        ctypes.c_void_p,
+    ]
     library.llama_free.argtypes = library.llama_model_free.argtypes = [ctypes.c_void_p]
     return library
+
+
+def ggml_quantise(array: npt.NDArray[np.float32], ggml_id: int, row_bytes: int) -> npt.NDArray[np.uint8]:
+    """ggml's own quantisation of f32 [rows, cols], without an importance matrix: uint8 [rows, row_bytes]."""
+    rows, cols = array.shape
+    values = np.ascontiguousarray(array, np.float32)
+    data = np.zeros((rows, row_bytes), np.uint8)
+    size = _library().ggml_quantize_chunk(ggml_id, values.ctypes.data, data.ctypes.data, 0, rows, cols, None)
+    if size != data.size:
+        raise ForgeError(f"ggml wrote {size} bytes of type {ggml_id}, expected {data.size}")
+    return data
 
 
 def _ignore(level: int, text: bytes, user: int) -> None:
@@ -138,6 +165,18 @@ class LlamaCpp:
         if self._model:
             self._lib.llama_model_free(self._model)
         self._context = self._model = None
+
+    def set_adapters(self, adapters: Sequence[tuple[Path, float]]) -> None:
+        """Apply LoRA adapters, each with its scale, from the next ``decode`` on; the model frees them."""
+        handles = []
+        for path, _ in adapters:
+            handle = self._lib.llama_adapter_lora_init(self._model, str(path).encode())
+            if not handle:
+                raise ForgeError(f"llama.cpp cannot load the adapter '{path}'")
+            handles.append(handle)
+        count = len(handles)
+        scales = (ctypes.c_float * count)(*(scale for _, scale in adapters))
+        self._lib.llama_set_adapters_lora(self._context, (ctypes.c_void_p * count)(*handles), count, scales)
 
     def reset(self) -> None:
         """Forget everything decoded so far."""

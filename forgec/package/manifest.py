@@ -26,12 +26,14 @@ def build_manifest(
     inspections: Mapping[str, KernelInfo],
     files: Mapping[str, str],
     weights: WeightsDigest,
+    history: Mapping[str, Any],
     tokenizer: Mapping[str, Any],
     compiler: str,
 ) -> dict[str, Any]:
     """The manifest of a package as JSON data.
 
-    ``inspections`` is by kernel symbol, ``files`` maps each packaged file to its SHA-256.
+    ``inspections`` is by kernel symbol, ``files`` maps each packaged file to its SHA-256;
+    ``history`` says how weights were changed on the way from the GGUF.
     """
     index = {kernel: i for i, kernel in enumerate(program.kernels)}
     return {
@@ -61,6 +63,7 @@ def build_manifest(
             "bytes": weights.bytes,
             "chunk_bytes": CHUNK_BYTES,
             "chunks": list(weights.chunks),
+            **({"changes": history} if history else {}),
         },
         "tokenizer": {**tokenizer, "file": "tokenizer.json", "sha256": files["tokenizer.json"]},
         "files": dict(sorted(files.items())),

@@ -57,7 +57,13 @@ def write_package(
         weights = write_weights(folder / "weights.bin", gguf, program, progress)
         inspections = {info.symbol: info for code in objects for info in code.inspection}
         manifest = build_manifest(
-            program, inspections, files, weights, tokenizer.to_manifest(), objects[0].compiler
+            program,
+            inspections,
+            files,
+            weights,
+            gguf.history(),
+            tokenizer.to_manifest(),
+            objects[0].compiler,
         )
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         (folder / "manifest.json").write_text(text, encoding="utf-8")
