@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from forgec.errors import DeviceError
 
-__all__ = ["Arena"]
+__all__ = ["Arena", "StoreRecords"]
 
 _RESERVED = 1 << 36
 _GAP = 4096
@@ -34,6 +34,38 @@ def _reserve(size: int) -> tuple[mmap.mmap, int]:
     return memory, ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
+class _Words:
+    """``count`` words of 32 bits, zero until written; only what is written takes memory."""
+
+    def __init__(self, count: int) -> None:
+        self._memory, self.base = _reserve(4 * count)
+
+    def clear(self) -> None:
+        self._memory.madvise(mmap.MADV_DONTNEED)
+
+
+class StoreRecords:
+    """Where machine/fences.c notes who wrote each byte: a record number per byte and, by record, its writer.
+
+    Numbers grow from launch to launch, so that older ones are told apart by being smaller.
+    """
+
+    limit = 1 << 26
+
+    def __init__(self) -> None:
+        self.bytes, self.pages = _Words(_RESERVED), _Words(_RESERVED // _PAGE)
+        self.groups, self.released = _Words(self.limit), _Words(self.limit)
+        self.next = 1
+
+    def begin(self) -> int:
+        """The first record of a new launch."""
+        if self.next > self.limit // 2:
+            for words in (self.bytes, self.pages, self.groups, self.released):
+                words.clear()
+            self.next = 1
+        return self.next
+
+
 class Arena:
     """The memory of one emulated device; ``capacity`` bytes may be allocated at a time."""
 
@@ -43,8 +75,10 @@ class Arena:
         self._memory, self.base = _reserve(_RESERVED)
         self._shadow: mmap.mmap | None = None
         self.shadow_base = 0
+        self.records: StoreRecords | None = None
         if shadow:
             self._shadow, self.shadow_base = _reserve(_RESERVED)
+            self.records = StoreRecords()
         self.limit = self.base + _RESERVED
         self._next = self.base + (1 << 20)
         self._live: dict[int, tuple[int, int]] = {}

@@ -9,6 +9,10 @@ from forgec.emulator.operands import Instruction, Operand
 __all__ = ["emit_memory", "is_memory"]
 
 _COHERENT = frozenset({"glc", "sc0", "sc1"})
+# What is in flight, as machine/wave.h numbers it.
+_VECTOR_LOAD, _SCALAR_LOAD, _EVENT, _WRITE, _ATOMIC = range(5)
+_WRITE_BACK, _INVALIDATE_OUTER, _INVALIDATE_INNER = 1, 2, 4
+_F_DEVICE = 32
 
 
 def is_memory(ins: Instruction) -> bool:
@@ -19,7 +23,7 @@ def emit_memory(ctx: Context, ins: Instruction) -> list[str] | None:
     """C of a memory instruction, or None when no table has it."""
     name = ins.mnemonic
     if name in FENCES:
-        return []
+        return _fence(ctx, ins)
     if name in SMEM or name in SMEM_SMALL:
         return _scalar_load(ctx, ins)
     if name in DS:
@@ -27,10 +31,10 @@ def emit_memory(ctx: Context, ins: Instruction) -> list[str] | None:
     if name in ("ds_bpermute_b32", "ds_permute_b32", "ds_bpermute_fi_b32"):
         dst, addr, data = (ctx.register(o) for o in ins.operands)
         call = "emu_permute" if name == "ds_permute_b32" else "emu_bpermute"
-        return [f"{call}(w, {dst}, {addr}, {data}, {_offset(ins)});", *_issue(ctx, "CNT_LGKM", 0, dst, 1)]
+        return [f"{call}(w, {dst}, {addr}, {data}, {_offset(ins)});", *_issue(ctx, "CNT_LGKM", _VECTOR_LOAD, dst, 1)]
     if name == "ds_swizzle_b32":
         dst, src = (ctx.register(o) for o in ins.operands)
-        return [f"emu_swizzle(w, {dst}, {src}, {_swizzle(ins)});", *_issue(ctx, "CNT_LGKM", 0, dst, 1)]
+        return [f"emu_swizzle(w, {dst}, {src}, {_swizzle(ins)});", *_issue(ctx, "CNT_LGKM", _VECTOR_LOAD, dst, 1)]
     if name in ("ds_nop",):
         return []
     if name in VECTOR:
@@ -38,6 +42,34 @@ def emit_memory(ctx: Context, ins: Instruction) -> list[str] | None:
             _buffer(ctx, ins, VECTOR[name]) if name.startswith("buffer_") else _vector(ctx, ins, VECTOR[name])
         )
     return None
+
+
+def _fence(ctx: Context, ins: Instruction) -> list[str]:
+    """Cache maintenance at device scope (LLVM AMDGPU guide, "Memory Model"); nothing else has an effect here."""
+    both = _INVALIDATE_OUTER | _INVALIDATE_INNER
+    wide = ins.modifiers.get("scope", "") in ("SCOPE_DEV", "SCOPE_SYS")
+    effects = {
+        "buffer_gl1_inv": _INVALIDATE_OUTER,
+        "buffer_gl0_inv": _INVALIDATE_INNER,
+        "buffer_wbinvl1": both,
+        "buffer_wbinvl1_vol": both,
+        "buffer_inv": both if "sc1" in ins.flags else _INVALIDATE_INNER,
+        "buffer_wbl2": _WRITE_BACK if "sc1" in ins.flags else 0,
+        "global_inv": both if wide else _INVALIDATE_INNER if "scope" in ins.modifiers else 0,
+        "global_wbinv": both if wide else 0,
+    }
+    effect = effects.get(ins.mnemonic, 0)
+    if not ctx.checks or not effect:
+        return []
+    lines = [f"emu_fence(w, {effect});"]
+    return lines + (_issue(ctx, "CNT_VM", _WRITE, 0, 0) if effect == _WRITE_BACK else [])
+
+
+def _is_device_wide(ctx: Context, ins: Instruction) -> bool:
+    """Whether an access passes the caches that compute units do not share."""
+    if ctx.gfx12:
+        return ins.modifiers.get("scope", "") in ("SCOPE_DEV", "SCOPE_SYS")
+    return bool({"glc", "sc1"} & ins.flags)
 
 
 def _offset(ins: Instruction) -> int:
@@ -104,6 +136,8 @@ def _scalar_load(ctx: Context, ins: Instruction) -> list[str]:
             offset += f" + {int(op.value)}L"
     if _COHERENT & ins.flags:
         flags |= 16
+    if _is_device_wide(ctx, ins):
+        flags |= _F_DEVICE
     d = ctx.scalar(Operand("s", dst.reg, (size + 3) // 4))
     lines = []
     if ctx.checks:
@@ -113,7 +147,7 @@ def _scalar_load(ctx: Context, ins: Instruction) -> list[str]:
     lines.append(
         f"if (emu_sload(w, {ctx.site}, s64(w, {b}) + (u64)({offset}), {d}, {size}, {flags})) return RUN_TRAP;"
     )
-    return lines + _issue(ctx, "CNT_KM" if ctx.gfx12 else "CNT_LGKM", 1, d, (size + 3) // 4)
+    return lines + _issue(ctx, "CNT_KM" if ctx.gfx12 else "CNT_LGKM", _SCALAR_LOAD, d, (size + 3) // 4)
 
 
 def _check_address(ctx: Context, defined: str) -> list[str]:
@@ -125,9 +159,11 @@ def _check_address(ctx: Context, defined: str) -> list[str]:
     ]
 
 
-def _flags(ins: Instruction, access: Access) -> int:
+def _flags(ctx: Context, ins: Instruction, access: Access) -> int:
     coherent = bool(_COHERENT & ins.flags) or ins.modifiers.get("scope", "SCOPE_CU") not in ("SCOPE_CU",)
-    return access.flags | (16 if coherent and access.kind == "load" else 0)
+    if access.kind != "load":
+        return access.flags
+    return access.flags | (16 if coherent else 0) | (_F_DEVICE if _is_device_wide(ctx, ins) else 0)
 
 
 _SPACES = {"global": "SPACE_GLOBAL", "flat": "SPACE_FLAT", "scratch": "SPACE_SCRATCH", "ds": "SPACE_LDS"}
@@ -140,7 +176,7 @@ def _access(
     if access.kind == "atomic":
         return _atomic(ctx, ins, access, space, data, dst)
     loads, stores = _counters(ctx, space)
-    flags = _flags(ins, access)
+    flags = _flags(ctx, ins, access)
     words = (access.size + 3) // 4
     if access.kind == "load":
         assert dst is not None
@@ -151,16 +187,16 @@ def _access(
             flags = flags & ~2 | 4
         _pending_destination(ctx, r, words, loads)
         ctx.written_vgprs.update(range(r, r + words))
-        issued = _issue(ctx, loads, 0, r, words)
+        issued = _issue(ctx, loads, _VECTOR_LOAD, r, words)
     else:
         r = ctx.register(Operand(data[0].kind, data[0].reg, words))
         if data[0].half == 1:
             flags |= 4
-        issued = _issue(ctx, stores, 2, 0, 0)
+        issued = _issue(ctx, stores, _EVENT if space in ("ds", "scratch") else _WRITE, 0, 0)
     arguments = f"w, {ctx.site}, {_SPACES[space]}, &at, {r}, {access.size}, {flags}"
     lines = [f"if (emu_{access.kind}({arguments})) return RUN_TRAP;", *issued]
     if space == "flat" and not ctx.gfx12:
-        lines += _issue(ctx, "CNT_LGKM", 2, 0, 0)
+        lines += _issue(ctx, "CNT_LGKM", _EVENT, 0, 0)
     return lines
 
 
@@ -181,11 +217,12 @@ def _atomic(
         compare = value + words
     else:
         value = ctx.register(Operand(data[0].kind, data[0].reg, words))
-    d, flags, issued = 0, 256 if access.size == 8 else 0, _issue(ctx, stores, 2, 0, 0)
+    d, flags = 0, 256 if access.size == 8 else 0
+    issued = _issue(ctx, stores, _EVENT if space == "ds" else _WRITE, 0, 0)
     if dst is not None:
         d = ctx.register(Operand(dst.kind, dst.reg, words))
         ctx.written_vgprs.update(range(d, d + words))
-        flags, issued = flags | 8, _issue(ctx, loads, 0, d, words)
+        flags, issued = flags | 8, _issue(ctx, loads, _VECTOR_LOAD if space == "ds" else _ATOMIC, d, words)
     operation = _OPERATIONS.index(access.operation)
     arguments = f"w, {ctx.site}, {_SPACES[space]}, &at, {d}, {value}, {compare}, {operation}, {flags}"
     return [f"if (emu_atomic({arguments})) return RUN_TRAP;", *issued]

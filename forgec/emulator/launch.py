@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from forgec.emulator.arena import Arena
+from forgec.emulator.arena import Arena, StoreRecords
 from forgec.emulator.codeobject import Kernel
 from forgec.emulator.counters import Counters, StaticCounts, collect
 from forgec.emulator.translate import Translation
@@ -70,10 +70,20 @@ class _Launch(ctypes.Structure):
         ("quantum", ctypes.c_uint32),
         ("seed", ctypes.c_uint64),
         ("code_base", ctypes.c_uint64),
+        ("records", ctypes.c_void_p),
+        ("record_pages", ctypes.c_void_p),
+        ("record_group", ctypes.c_void_p),
+        ("record_released", ctypes.c_void_p),
+        ("record_base", ctypes.c_uint32),
+        ("record_limit", ctypes.c_uint32),
+        ("shared_cache", ctypes.c_uint32),
+        ("writes_back", ctypes.c_uint32),
         ("next", ctypes.c_uint64),
         ("total", ctypes.c_uint64),
         ("lock", ctypes.c_uint32),
         ("stop", ctypes.c_uint32),
+        ("record_next", ctypes.c_uint32),
+        ("clock", ctypes.c_uint32),
         ("parked_head", ctypes.c_void_p),
         ("parked_tail", ctypes.c_void_p),
         ("pool", ctypes.c_void_p),
@@ -197,6 +207,20 @@ def _initial_sgprs(launch: _Launch, ck: CompiledKernel, kernarg: int, packet: in
     launch.id_dims = kernel.rsrc2 >> 11 & 3
 
 
+def _follow_stores(launch: _Launch, ck: CompiledKernel, records: StoreRecords) -> None:
+    """What fences.c needs: the records of this launch, and how the chip's caches are shared.
+
+    Waves of a workgroup share a cache on gfx9, and elsewhere in CU mode (bit 29 of rsrc1 is WGP mode).
+    """
+    gfx9 = ck.arch.startswith("gfx9")
+    launch.records, launch.record_pages = records.bytes.base, records.pages.base
+    launch.record_group, launch.record_released = records.groups.base, records.released.base
+    launch.record_base = launch.record_next = records.begin()
+    launch.record_limit = records.limit
+    launch.shared_cache = gfx9 or not ck.kernel.rsrc1 >> 29 & 1
+    launch.writes_back = ck.arch.startswith(("gfx94", "gfx95"))
+
+
 @dataclass
 class RunOptions:
     """How a launch runs: worker threads, traps, interleaving and the time it may take (seconds)."""
@@ -255,6 +279,8 @@ def run_launch(
     launch.code_base = ck.code_base
     launch.total = total
     _initial_sgprs(launch, ck, kernarg, packet, arena)
+    if arena.records is not None:
+        _follow_stores(launch, ck, arena.records)
     reference = ctypes.byref(launch)
     start = time.perf_counter()
     futures = [pool.submit(ck.library.emu_worker, reference, i) for i in range(workers)]
@@ -265,6 +291,8 @@ def run_launch(
         wait(futures)
     seconds = time.perf_counter() - start
     ck.library.emu_finish(reference)
+    if arena.records is not None:
+        arena.records.next = launch.record_next
     if hung:
         launch.trap.code = _TRAP_HANG
         launch.trap.site = len(translation.sites)

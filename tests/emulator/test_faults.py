@@ -1,4 +1,4 @@
-"""Ten seeded faults: each mutation of a correct kernel is caught, by a trap or by a wrong number."""
+"""Seeded faults: each mutation of a correct kernel is caught, by a trap or by a wrong number."""
 
 from __future__ import annotations
 

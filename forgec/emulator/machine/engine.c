@@ -89,6 +89,7 @@ static void init_wave(Launch *L, Group *g, Wave *w, u32 index, u32 thread) {
   w->mode = L->mode;
   w->signal_phase = 0xffffffffu;
   w->n_pending = 0;
+  w->record = w->acquired = 0;
   w->rng = (L->seed + 1) * 0x9e3779b97f4a7c15UL + ((u64)g->id[0] << 20 ^ (u64)g->id[1] << 40 ^ index) + 1;
   w->thread = thread;
   w->cnt = L->counts + (u64)thread * 2 * L->n_counts;
@@ -151,6 +152,8 @@ static Group *make_group(Launch *L, u64 number, u32 thread) {
   g->id[0] = (u32)(number % L->grid[0]);
   g->id[1] = (u32)(number / L->grid[0] % L->grid[1]);
   g->id[2] = (u32)(number / L->grid[0] / L->grid[1]);
+  g->number = (u32)number;
+  g->n_records = g->observed = g->outer = g->acquired = 0;
   g->n_waves = g->alive = L->waves;
   g->arrived = 0;
   g->phase = 1;

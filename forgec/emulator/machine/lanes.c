@@ -4,23 +4,22 @@
 
 static void mark(Wave *w, const Pending *p) {
   for (u32 i = p->lo; i < (u32)p->lo + p->n; ++i) {
-    if (p->kind == 0) w->pv[i + p->agpr] = (u8)(p->counter + 1);
-    if (p->kind == 1) w->ps[i] = (u8)(p->counter + 1);
+    if (p->kind == PENDING_VECTOR || p->kind == PENDING_ATOMIC) w->pv[i + p->agpr] = (u8)(p->counter + 1);
+    if (p->kind == PENDING_SCALAR) w->ps[i] = (u8)(p->counter + 1);
   }
 }
 
 static void retire(Wave *w, u32 index) {
   Pending p = w->queue[index];
   for (u32 i = p.lo; i < (u32)p.lo + p.n; ++i) {
-    if (p.kind == 0) w->pv[i + p.agpr] = 0;
-    if (p.kind == 1) w->ps[i] = 0;
+    if (p.kind == PENDING_VECTOR || p.kind == PENDING_ATOMIC) w->pv[i + p.agpr] = 0;
+    if (p.kind == PENDING_SCALAR) w->ps[i] = 0;
   }
   w->n_pending--;
   for (u32 i = index; i < w->n_pending; ++i) w->queue[i] = w->queue[i + 1];
   for (u32 i = 0; i < w->n_pending; ++i) mark(w, w->queue + i);
 }
 
-/* kind 0: VGPRs lo.., 1: SGPRs, 2: a store, which only counts. */
 void emu_issue(Wave *w, int counter, int kind, int lo, int n) {
   if (w->n_pending == sizeof w->queue / sizeof *w->queue) retire(w, 0);
   Pending p = {(u8)counter, (u8)kind, (u8)(lo & 255), (u8)n, (u32)(lo & ~255)};
@@ -35,9 +34,9 @@ void emu_wait(Wave *w, int counter, u32 limit) {
   for (u32 i = 0; i < w->n_pending; ++i) {
     if (w->queue[i].counter != counter) continue;
     n++;
-    scalar |= w->queue[i].kind == 1;
+    scalar |= w->queue[i].kind == PENDING_SCALAR;
   }
-  if (n <= limit || (scalar && limit)) return;
+  if (scalar && limit) return;
   for (u32 i = 0; i < w->n_pending && n > limit;) {
     if (w->queue[i].counter != counter) {
       i++;
@@ -46,6 +45,7 @@ void emu_wait(Wave *w, int counter, u32 limit) {
     retire(w, i);
     n--;
   }
+  if (w->g->n_records && (counter == CNT_VM || counter == CNT_VS)) fence_waited(w, limit == 0);
 }
 
 /* Whether any of n registers has a load in flight, other than one of the counter `own` - 1. */

@@ -10,6 +10,8 @@ typedef struct {
   mask m;
 } Lanes;
 
+#include "fences.c"
+
 static const Alloc *find_alloc(const Launch *L, u64 a) {
   u64 lo = 0, hi = L->n_allocs;
   while (lo < hi) {
@@ -174,12 +176,15 @@ static int lds_races(Wave *w, u32 site, const Lanes *x, u32 bytes, int kind, int
 typedef u16 __attribute__((aligned(1), may_alias)) un16;
 typedef u32 __attribute__((aligned(1), may_alias)) un32;
 
-int emu_load(Wave *w, u32 site, int space, const U64 *addr, int dst, int bytes, int flags) {
+static int load(Wave *w, u32 site, int space, const U64 *addr, int dst, int bytes, int flags) {
   Lanes x;
   if (resolve(w, site, space, addr, (u32)bytes, 0, &x)) return RUN_TRAP;
   mask m = x.m;
   if (!m) return 0;
   if (flags & F_COHERENT) w->budget -= 256;
+  if (w->L->records && space != SPACE_LDS && space != SPACE_SCRATCH && !(flags & F_DEVICE) &&
+      fence_reads(w, site, &x, (u32)bytes))
+    return RUN_TRAP;
   if (w->L->checks) {
     if (w->g->lds && space != SPACE_GLOBAL && lds_races(w, site, &x, (u32)bytes, 0, 0)) return RUN_TRAP;
     if (bytes < 4) {
@@ -218,6 +223,12 @@ int emu_load(Wave *w, u32 site, int space, const U64 *addr, int dst, int bytes, 
   return 0;
 }
 
+int emu_load(Wave *w, u32 site, int space, const U64 *addr, int dst, int bytes, int flags) {
+  if (load(w, site, space, addr, dst, bytes, flags)) return RUN_TRAP;
+  if (UNLIKELY(flags & F_DEVICE) && w->L->records && EXEC) fence_observe(w);
+  return 0;
+}
+
 int emu_store(Wave *w, u32 site, int space, const U64 *addr, int src, int bytes, int flags) {
   Lanes x;
   if (resolve(w, site, space, addr, (u32)bytes, 1, &x)) return RUN_TRAP;
@@ -228,6 +239,10 @@ int emu_store(Wave *w, u32 site, int space, const U64 *addr, int src, int bytes,
       if (x.sh[l])
         for (int i = 0; i < bytes; ++i) x.sh[l][i] = (u8)((i & 2 || flags & F_D16_HI ? DHI(src + i / 4) : DLO(src + i / 4)) >> l & 1);
     }
+  }
+  if (w->L->records && x.m && space != SPACE_LDS && space != SPACE_SCRATCH) {
+    fence_release(w);
+    fence_wrote(w, &x, (u32)bytes);
   }
   const u32 *in = (const u32 *)(w->v + src);
   for (mask r = x.m; r; r &= r - 1) {
@@ -333,6 +348,11 @@ int emu_atomic(Wave *w, u32 site, int space, const U64 *addr, int dst, int src, 
     if (flags & F_RETURN)
       for (int i = 0; i < bytes / 4; ++i) DSET(dst + i, ~0UL, x.m);
   }
+  int fenced = w->L->records && x.m && space != SPACE_LDS;
+  if (fenced) {
+    fence_release(w);
+    fence_wrote(w, &x, (u32)bytes);
+  }
   w->budget -= 16;
   for (mask r = x.m; r; r &= r - 1) {
     u32 l = (u32)__builtin_ctzl(r);
@@ -353,6 +373,7 @@ int emu_atomic(Wave *w, u32 site, int space, const U64 *addr, int dst, int src, 
       if (wide) w->v[dst + 1][l] = (u32)(old >> 32);
     }
   }
+  if (fenced && flags & F_RETURN) fence_observe(w);
   return 0;
 }
 
@@ -364,6 +385,7 @@ int emu_sload(Wave *w, u32 site, u64 addr, int dst, int bytes, int flags) {
   if (check_global(w, site, 0, addr, (u32)bytes, 0)) return RUN_TRAP;
   const u8 *p = (const u8 *)addr;
   if (flags & F_COHERENT) w->budget -= 256;
+  if (L->records && !(flags & F_DEVICE) && check_fence(w, site, 0, addr, (u32)bytes)) return RUN_TRAP;
   if (bytes < 4) {
     u32 x = bytes == 1 ? *p : *(const un16 *)p;
     if (flags & F_SIGNED) x = bytes == 1 ? (u32)(i32)(i8)x : (u32)(i32)(i16)x;
@@ -372,6 +394,7 @@ int emu_sload(Wave *w, u32 site, u64 addr, int dst, int bytes, int flags) {
     for (int i = 0; i < bytes / 4; ++i) w->s[dst + i] = ((const un32 *)p)[i];
   }
   if (!L->checks) return 0;
+  if (L->records && flags & F_DEVICE) fence_observe(w);
   const u8 *sh = L->shadow + (addr - L->arena_lo);
   for (int i = 0; i < (bytes + 3) / 4; ++i) {
     u32 ok = 1;

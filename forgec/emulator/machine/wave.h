@@ -48,7 +48,7 @@ enum { RUN_END = 0, RUN_BARRIER = 1, RUN_YIELD = 2, RUN_SLEEP = 3, RUN_TRAP = 4 
 enum {
   TRAP_NONE, TRAP_OUT_OF_BOUNDS, TRAP_FREED, TRAP_MISALIGNED, TRAP_UNINIT_MEMORY, TRAP_UNINIT_ADDRESS,
   TRAP_UNINIT_BRANCH, TRAP_MISSING_WAIT, TRAP_LDS_BOUNDS, TRAP_LDS_RACE, TRAP_READ_ONLY, TRAP_BAD_PC,
-  TRAP_SCRATCH_BOUNDS, TRAP_HANG, TRAP_S_TRAP, TRAP_BARRIER, TRAP_NO_MEMORY
+  TRAP_SCRATCH_BOUNDS, TRAP_HANG, TRAP_S_TRAP, TRAP_BARRIER, TRAP_NO_MEMORY, TRAP_NOT_RELEASED, TRAP_NOT_ACQUIRED
 };
 
 /* Memory spaces of an access. */
@@ -59,6 +59,13 @@ enum { R_FLAT_LO = 102, R_FLAT_HI = 103, R_VCC = 106, R_TTMP0 = 108, R_M0 = 124,
 
 /* Counters that s_waitcnt looks at. */
 enum { CNT_VM = 0, CNT_LGKM = 1, CNT_VS = 2, CNT_EXP = 3, CNT_KM = 4 };
+
+/* What is in flight: a load into VGPRs or SGPRs, an event that only counts, a store, an atomic that returns to VGPRs. */
+enum { PENDING_VECTOR, PENDING_SCALAR, PENDING_EVENT, PENDING_WRITE, PENDING_ATOMIC };
+
+/* Cache maintenance at device scope: the L2 is written back, the caches before it are invalidated (those shared by
+ * compute units, the wave's own). */
+enum { FENCE_WRITE_BACK = 1, FENCE_INVALIDATE_OUTER = 2, FENCE_INVALIDATE_INNER = 4 };
 
 typedef struct { u64 lo, hi; u32 flags, pad; } Alloc; /* flags: 1 freed, 2 read-only */
 
@@ -91,17 +98,32 @@ typedef struct {
   u32 n_init_sgprs, quantum;
   u64 seed;
   u64 code_base;
+  /* visibility between workgroups (fences.c); records is null where it is not checked */
+  u32 *records;           /* record of the last store to each arena byte */
+  u32 *record_pages;      /* a recent record of each 4 KiB of the arena */
+  u32 *record_group;      /* by record: the workgroup's number + 1 */
+  u32 *record_released;   /* by record: the tick at which it was released, 0 before */
+  u32 record_base, record_limit; /* records below the base are of earlier launches */
+  u32 shared_cache;       /* all waves of a workgroup use one cache and one queue to memory */
+  u32 writes_back;        /* a release has to write back the L2 */
   /* shared between workers */
   u64 next, total;
   u32 lock, stop;
+  u32 record_next, clock;
   struct Group *parked_head, *parked_tail, *pool;
   Trap trap;
 } Launch;
 
 typedef struct {
-  u8 counter, kind, lo, n;  /* kind 0: VGPRs lo..lo+n, 1: SGPRs, 2: nothing (store) */
+  u8 counter, kind, lo, n;  /* registers lo..lo+n */
   u32 agpr;
 } Pending;
+
+typedef struct {
+  u32 number;
+  u8 state, wave, by, pad;  /* by: the wave that writes it back */
+} Record;
+enum { MAX_RECORDS = 160 };
 
 typedef struct Wave {
   U32 em;                 /* EXEC as lanes of all ones or zero */
@@ -121,6 +143,7 @@ typedef struct Wave {
   u32 dscc, n_pending;
   u8 *pv;                 /* outstanding counter + 1 of each VGPR, 0 = ready */
   u8 ps[128];
+  u32 record, acquired;   /* of the stores since the last wait, 0 = none; tick of the last acquire */
   Pending queue[96];
 } Wave;
 
@@ -131,6 +154,9 @@ typedef struct Group {
   u8 *lds_defined;        /* one byte per LDS byte */
   u32 *lds_write, *lds_read; /* epoch << 8 | wave + 1 (255: several); bit 31 of lds_write marks an atomic */
   Wave *waves;
+  u32 number, n_records;
+  u32 observed, outer, acquired; /* ticks: last observation, as of the last outer and inner invalidation */
+  Record records[MAX_RECORDS];   /* not released yet */
 } Group;
 
 /* ---- lanes and masks ---- */
@@ -343,8 +369,8 @@ INLINE u32 mxcsr_of_mode(u32 mode) {
 INLINE void mode_f64(const Wave *w) { set_mxcsr(mxcsr_of_mode(((w->mode >> 2) & 3) | ((w->mode >> 2) & 0x30))); }
 INLINE void mode_f32(const Wave *w) { set_mxcsr(mxcsr_of_mode(w->mode)); }
 
-/* Access flags; F_WIDE_SHIFT: position of the 64-bit flag of an atomic. */
-enum { F_SIGNED = 1, F_D16 = 2, F_D16_HI = 4, F_RETURN = 8, F_COHERENT = 16, F_WIDE_SHIFT = 8 };
+/* Access flags; F_COHERENT: past the compute unit's cache, F_DEVICE: seen by the whole device; F_WIDE_SHIFT: position of the 64-bit flag of an atomic. */
+enum { F_SIGNED = 1, F_D16 = 2, F_D16_HI = 4, F_RETURN = 8, F_COHERENT = 16, F_DEVICE = 32, F_WIDE_SHIFT = 8 };
 
 /* ---- engine (engine.c, memory.c, vmath.c, matrix.c) ---- */
 int emu_trap(Wave *w, u32 code, u32 site, u32 lane, u64 address, u64 extra);
@@ -355,6 +381,7 @@ int emu_store(Wave *w, u32 site, int space, const U64 *addr, int src, int bytes,
 int emu_atomic(Wave *w, u32 site, int space, const U64 *addr, int dst, int src, int cmp, int op, int flags);
 int emu_sload(Wave *w, u32 site, u64 addr, int dst, int bytes, int flags);
 void emu_wait(Wave *w, int counter, u32 limit);
+void emu_fence(Wave *w, int what);
 void emu_issue(Wave *w, int counter, int kind, int lo, int n);
 void emu_bpermute(Wave *w, int dst, int addr, int data, int offset);
 void emu_permute(Wave *w, int dst, int addr, int data, int offset);
