@@ -14,8 +14,9 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+from forgec.emulator.cache import cache_directory, touch
 from forgec.emulator.codeobject import CodeObject, parse_code_object
-from forgec.emulator.native import cache_directory, clang_command, lld_command, run_tool
+from forgec.emulator.native import clang_command, lld_command, run_tool
 from forgec.emulator.translate import RawInstruction
 from forgec.errors import DeviceError, ToolchainError
 
@@ -42,6 +43,7 @@ def disassemble(code: CodeObject, assembly: str | None = None) -> dict[int, RawI
         remembered = _listing_path(code.image)
         if remembered.exists():
             assembly = remembered.read_text()
+            touch(remembered)
     if assembly is not None:
         return _from_listing(code, assembly)
     tool = _objdump()
@@ -180,13 +182,12 @@ def _checked_bytes(code: CodeObject, address: int, encoding: str, line: str) -> 
 
 @lru_cache(maxsize=1)
 def _objdump() -> str | None:
-    candidates = [os.environ.get("FORGEC_OBJDUMP", "")]
     rocm = os.environ.get("ROCM_PATH", "/opt/rocm")
-    candidates.append(f"{rocm}/llvm/bin/llvm-objdump")
+    candidates = [f"{rocm}/llvm/bin/llvm-objdump"]
     candidates += [f"llvm-objdump-{v}" for v in range(30, 16, -1)]
     candidates.append("llvm-objdump")
     for candidate in candidates:
-        path = shutil.which(candidate) if candidate else None
+        path = shutil.which(candidate)
         if path is None:
             continue
         version = re.search(r"version (\d+)", run_tool([path, "--version"], "tell its version"))

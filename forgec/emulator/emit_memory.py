@@ -31,10 +31,16 @@ def emit_memory(ctx: Context, ins: Instruction) -> list[str] | None:
     if name in ("ds_bpermute_b32", "ds_permute_b32", "ds_bpermute_fi_b32"):
         dst, addr, data = (ctx.register(o) for o in ins.operands)
         call = "emu_permute" if name == "ds_permute_b32" else "emu_bpermute"
-        return [f"{call}(w, {dst}, {addr}, {data}, {_offset(ins)});", *_issue(ctx, "CNT_LGKM", _VECTOR_LOAD, dst, 1)]
+        return [
+            f"{call}(w, {dst}, {addr}, {data}, {_offset(ins)});",
+            *_issue(ctx, "CNT_LGKM", _VECTOR_LOAD, dst, 1),
+        ]
     if name == "ds_swizzle_b32":
         dst, src = (ctx.register(o) for o in ins.operands)
-        return [f"emu_swizzle(w, {dst}, {src}, {_swizzle(ins)});", *_issue(ctx, "CNT_LGKM", _VECTOR_LOAD, dst, 1)]
+        return [
+            f"emu_swizzle(w, {dst}, {src}, {_swizzle(ins)});",
+            *_issue(ctx, "CNT_LGKM", _VECTOR_LOAD, dst, 1),
+        ]
     if name in ("ds_nop",):
         return []
     if name in VECTOR:
@@ -45,7 +51,7 @@ def emit_memory(ctx: Context, ins: Instruction) -> list[str] | None:
 
 
 def _fence(ctx: Context, ins: Instruction) -> list[str]:
-    """Cache maintenance at device scope (LLVM AMDGPU guide, "Memory Model"); nothing else has an effect here."""
+    """Cache maintenance at device scope (LLVM AMDGPU guide, "Memory Model"); the rest has no effect here."""
     both = _INVALIDATE_OUTER | _INVALIDATE_INNER
     wide = ins.modifiers.get("scope", "") in ("SCOPE_DEV", "SCOPE_SYS")
     effects = {

@@ -15,9 +15,9 @@ import tempfile
 from pathlib import Path
 
 from forgec.config import load_config
+from forgec.emulator.cache import cache_directory, touch
 from forgec.emulator.codeobject import CodeObject, parse_code_object
 from forgec.emulator.disassembly import disassemble
-from forgec.emulator.native import cache_directory
 from forgec.emulator.translate import RawInstruction
 from forgec.errors import DeviceError, ForgeError
 from forgec.targets import get_target
@@ -95,6 +95,7 @@ def _load(code: CodeObject) -> dict[int, RawInstruction] | None:
         start = address - code.text_address
         if start < 0 or not raw.data or code.text[start : start + len(raw.data)] != raw.data:
             return None
+    touch(_path(code))
     return kept or None
 
 

@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import hashlib
 import importlib.util
-import os
+import itertools
 import platform
 import shutil
 import subprocess
@@ -20,14 +20,15 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-import platformdirs
-
+from forgec.emulator.cache import cache_directory, prune, touch
 from forgec.emulator.shapes import ShapeLibrary
 from forgec.errors import ToolchainError
 
-__all__ = ["cache_directory", "clang_command", "compile_kernel", "lld_command", "run_tool"]
+__all__ = ["clang_command", "compile_kernel", "lld_command", "run_tool"]
 
 _MACHINE = Path(__file__).parent / "machine"
+_PRUNE_EVERY = 64
+_made = itertools.count()
 _FLAGS = (
     "-target",
     "x86_64-linux-gnu",
@@ -38,14 +39,6 @@ _FLAGS = (
     "-Wno-unused-value",
     "-Wno-ignored-attributes",
 )
-
-
-def cache_directory() -> Path:
-    """Where compiled kernels are kept: ``FORGEC_CACHE_DIR``, else the user's cache folder."""
-    root = os.environ.get("FORGEC_CACHE_DIR") or platformdirs.user_cache_dir("forgec")
-    path = Path(root) / "emulator"
-    path.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 @lru_cache(maxsize=1)
@@ -122,7 +115,6 @@ def _engine_digest() -> str:
     return digest.hexdigest()[:24]
 
 
-@lru_cache(maxsize=8)
 def _machine(root: Path) -> Path:
     """A copy of the engine's sources in the cache, named by their digest."""
     final = root / f"machine-{_engine_digest()}"
@@ -134,10 +126,10 @@ def _machine(root: Path) -> Path:
                 (copy / name).write_bytes(text)
             with contextlib.suppress(OSError):  # another process was first
                 copy.rename(final)
+    touch(final)
     return final
 
 
-@lru_cache(maxsize=8)
 def _engine_object(wave: int, root: Path) -> Path:
     final = root / f"engine-{wave}-{_engine_digest()}.o"
     if not final.exists():
@@ -149,6 +141,7 @@ def _engine_object(wave: int, root: Path) -> Path:
                 [*clang_command(), *flags, "-c", source, "-o", str(out)], "compile the emulator's engine"
             )
             out.replace(final)
+    touch(final)
     return final
 
 
@@ -207,4 +200,7 @@ def compile_kernel(
                 "link a translated kernel",
             )
             shared.replace(final)
+        if next(_made) % _PRUNE_EVERY == 0:
+            prune(root)
+    touch(final)
     return ctypes.CDLL(str(final))

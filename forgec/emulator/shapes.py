@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from forgec.emulator.cache import touch
+
 __all__ = ["ShapeLibrary"]
 
 HEADER = '#include "wave.h"\n#include "division.h"\n'
@@ -32,6 +34,8 @@ class ShapeLibrary:
         for index in sorted(self._folder.glob("*.names")):
             if index.name not in self._read:
                 self._read.add(index.name)
+                if not index.with_suffix(".o").exists():
+                    continue
                 for name in index.read_text().split():
                     self._known.setdefault(name, index.with_suffix(".o"))
 
@@ -40,12 +44,24 @@ class ShapeLibrary:
         missing."""
         with self._lock:
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._forget_removed(functions)
             if any(name not in self._known for name in functions):
                 self._rescan()
             missing = sorted(name for name in functions if name not in self._known)
         if missing:
             self._add({name: functions[name] for name in missing})
-        return sorted({self._known[name] for name in functions})
+        found = sorted({self._known[name] for name in functions})
+        for path in found:
+            touch(path)
+        return found
+
+    def _forget_removed(self, functions: Mapping[str, str]) -> None:
+        """Objects that were pruned since they were found; the caller holds the lock."""
+        paths = {self._known[name] for name in functions if name in self._known}
+        gone = {path for path in paths if not path.exists()}
+        if gone:
+            self._known = {name: path for name, path in self._known.items() if path not in gone}
+            self._read -= {path.with_suffix(".names").name for path in gone}
 
     def _add(self, functions: Mapping[str, str]) -> None:
         digest = hashlib.sha256("".join(functions).encode()).hexdigest()[:24]

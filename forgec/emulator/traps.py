@@ -25,10 +25,10 @@ _SENTENCES = (
     "executes s_trap {address}",
     "waits at a barrier that can never complete",
     "could not get memory for its workgroups",
-    "reads {address:#x}, which workgroup {extra} wrote without a release: its wave had not waited for the store"
-    " (or not written back its cache) when it told others",
-    "reads {address:#x}, which workgroup {extra} wrote, without an acquire: its own caches were not invalidated"
-    " after it learned of the write",
+    "reads {address:#x}, which workgroup {extra} wrote without a release: its wave had not waited for the"
+    " store (or not written back its cache) when it told others",
+    "reads {address:#x}, which workgroup {extra} wrote, without an acquire: its own caches were not"
+    " invalidated after it learned of the write",
 )
 _NAMES = [
     "none",

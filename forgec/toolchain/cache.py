@@ -14,6 +14,7 @@ import os
 import tempfile
 import time
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +24,26 @@ from forgec.config import Config
 from forgec.targets import Target
 from forgec.toolchain.objects import Compiled, Toolchain, Unit
 
-__all__ = ["Cache", "CacheWarning", "PruneReport", "cache_key", "open_cache"]
+__all__ = [
+    "ABANDONED_SECONDS",
+    "DEFAULT_LIMIT_BYTES",
+    "Cache",
+    "CacheWarning",
+    "KeptFiles",
+    "PruneReport",
+    "cache_key",
+    "open_cache",
+    "prune_files",
+    "touch",
+]
 
 DEFAULT_LIMIT_BYTES = 1 << 30
+#: A temporary file that is older belongs to a process that was stopped.
+ABANDONED_SECONDS = 3600.0
 _MAGIC = b"forgec compile cache 1\n"
 _DIGEST_BYTES = 32
 _SUFFIX = ".entry"
 _TEMPORARY_SUFFIX = ".partial"
-_ABANDONED_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,38 @@ class PruneReport:
     entry_bytes: int
     removed: int
     removed_bytes: int
+
+
+@dataclass(frozen=True)
+class KeptFiles:
+    """Files that are kept and removed together; ``used`` is the time of last use, ``size`` in bytes."""
+
+    used: float
+    size: int
+    paths: tuple[Path, ...]
+
+
+def touch(path: Path) -> None:
+    """Note that a file was used: its modification time, as access times are often switched off."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
+
+
+def prune_files(kept: Iterable[KeptFiles], limit_bytes: int) -> PruneReport:
+    """Remove the least recently used until ``limit_bytes`` are left."""
+    entries = sorted(kept, key=lambda entry: entry.used)
+    total = sum(entry.size for entry in entries)
+    left, removed = total, 0
+    for entry in entries:
+        if left <= limit_bytes:
+            break
+        # Another process may have removed it already, which is just as well.
+        for path in entry.paths:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        left -= entry.size
+        removed += 1
+    return PruneReport(len(entries), total, removed, total - left)
 
 
 def cache_key(unit: Unit, target: Target, toolchain: Toolchain) -> str:
@@ -103,9 +148,7 @@ class Cache:
             return None
         compiled = _decode(raw, key)
         if compiled is not None:
-            # Modification time is the time of last use; access times are often switched off.
-            with contextlib.suppress(OSError):
-                os.utime(path)
+            touch(path)
         return compiled
 
     def store(self, key: str, compiled: Compiled) -> CacheWarning | None:
@@ -131,25 +174,15 @@ class Cache:
         """Remove least recently used entries until ``limit_bytes`` are left, and abandoned partial files."""
         limit = self.limit_bytes if limit_bytes is None else limit_bytes
         now = time.time()
-        entries: list[tuple[float, int, Path]] = []
+        entries: list[KeptFiles] = []
         for path in self.directory.glob("*/*"):
             with contextlib.suppress(OSError):
                 status = path.stat()
                 if path.suffix == _SUFFIX:
-                    entries.append((status.st_mtime, status.st_size, path))
-                elif path.suffix == _TEMPORARY_SUFFIX and now - status.st_mtime > _ABANDONED_SECONDS:
+                    entries.append(KeptFiles(status.st_mtime, status.st_size, (path,)))
+                elif path.suffix == _TEMPORARY_SUFFIX and now - status.st_mtime > ABANDONED_SECONDS:
                     path.unlink()
-        total = sum(size for _, size, _ in entries)
-        left, removed = total, 0
-        for _, size, path in sorted(entries):
-            if left <= limit:
-                break
-            # Another process may have removed it already, which is just as well.
-            with contextlib.suppress(OSError):
-                path.unlink()
-            left -= size
-            removed += 1
-        return PruneReport(len(entries), total, removed, total - left)
+        return prune_files(entries, limit)
 
     def _path(self, key: str) -> Path:
         return self.directory / key[:2] / (key + _SUFFIX)

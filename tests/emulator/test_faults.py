@@ -55,6 +55,7 @@ done, float* total, int n) {
     FENCE
     u32 seen = __hip_atomic_fetch_add(done, 1u, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
     if (seen == LAST) {
+      ACQUIRE
       float sum = 0;
       for (int i = 0; i < ROWS; ++i) sum += partial[i];
       total[0] = sum;
@@ -72,6 +73,7 @@ DEFAULTS = {
     "SLOT": "t",
     "LAST": "ROWS - 1",
     "FENCE": '__builtin_amdgcn_fence(__ATOMIC_RELEASE, "agent");',
+    "ACQUIRE": '__builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "agent");',
 }
 
 
@@ -157,6 +159,8 @@ FAULTS: dict[str, tuple[dict[str, str], Callable[[str], str] | None]] = {
     "EXEC not narrowed": ({}, widen_exec),
     "LDS regions overlap": ({"SLOT": "(t & 127)"}, None),
     "fence counted one block early": ({"LAST": "ROWS - 2"}, None),
+    "release fence dropped": ({"FENCE": ""}, None),
+    "acquire fence dropped": ({"ACQUIRE": ""}, None),
 }
 
 

@@ -75,24 +75,26 @@ def med3(a: Array, b: Array, c: Array) -> Array:
     )
 
 
-def fma32(a: Array, b: Array, c: Array) -> Array:
-    """Exact enough: f64 products of f32 are exact; the sum is rounded to odd before f32 (TwoSum)."""
-    p, z = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
+def _sum_to_odd(p: Array, z: Array) -> Array:
+    """p + z in float64, rounded to odd where it is inexact (TwoSum): a second rounding then does no harm."""
     s = p + z
     bb = s - p
     error = (p - (s - bb)) + (z - bb)
     bits = s.view(np.int64)
     finite = np.isfinite(s) & (error != 0)
     up = (error > 0) == (s > 0)
-    odd = np.where(bits & 1, bits, np.where(up, bits | 1, bits - 1))
     odd = np.where((bits & 1) == 0, np.where(up, bits + 1, bits - 1), bits)
-    return np.where(finite, odd.view(np.float64), s).astype(np.float32)
+    return np.where(finite, odd.view(np.float64), s)
+
+
+def fma32(a: Array, b: Array, c: Array) -> Array:
+    """f64 products of f32 are exact; one rounding to f32."""
+    return _sum_to_odd(a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)).astype(np.float32)
 
 
 def fma16(a: Array, b: Array, c: Array) -> Array:
-    """f16 products and sums are exact in long double; one rounding to f16."""
-    exact = a.astype(np.longdouble) * b.astype(np.longdouble) + c.astype(np.longdouble)
-    return exact.astype(np.float16)
+    """f64 products of f16 are exact; one rounding to f16 (NumPy rounds long double to f16 twice)."""
+    return _sum_to_odd(a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)).astype(np.float16)
 
 
 def bfe_u32(a: Array, b: Array, c: Array) -> Array:

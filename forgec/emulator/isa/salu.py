@@ -169,6 +169,12 @@ s_add_f16                 | f16 = f16 f16 | (f16)((f32)a + (f32)b)
 s_sub_f16                 | f16 = f16 f16 | (f16)((f32)a - (f32)b)
 s_mul_f16                 | f16 = f16 f16 | (f16)((f32)a * (f32)b)
 s_fmac_f16                | f16 = f16 f16 @f16 | fma_f16(SPLAT(F16, a), SPLAT(F16, b), SPLAT(F16, c))[0]
+s_min_f16 s_min_num_f16   | f16 = f16 f16 | min_f16(SPLAT(F16, a), SPLAT(F16, b))[0]
+s_max_f16 s_max_num_f16   | f16 = f16 f16 | max_f16(SPLAT(F16, a), SPLAT(F16, b))[0]
+s_ceil_f16                | f16 = f16 | __builtin_elementwise_ceil(a)
+s_floor_f16               | f16 = f16 | __builtin_elementwise_floor(a)
+s_trunc_f16               | f16 = f16 | __builtin_elementwise_trunc(a)
+s_rndne_f16               | f16 = f16 | __builtin_elementwise_roundeven(a)
 s_cmp_lt_f32              | = f32 f32 | scc = a < b
 s_cmp_eq_f32              | = f32 f32 | scc = a == b
 s_cmp_le_f32              | = f32 f32 | scc = a <= b
@@ -183,6 +189,20 @@ s_cmp_ngt_f32             | = f32 f32 | scc = !(a > b)
 s_cmp_nle_f32             | = f32 f32 | scc = !(a <= b)
 s_cmp_neq_f32             | = f32 f32 | scc = !(a == b)
 s_cmp_nlt_f32             | = f32 f32 | scc = !(a < b)
+s_cmp_lt_f16              | = f16 f16 | scc = a < b
+s_cmp_eq_f16              | = f16 f16 | scc = a == b
+s_cmp_le_f16              | = f16 f16 | scc = a <= b
+s_cmp_gt_f16              | = f16 f16 | scc = a > b
+s_cmp_lg_f16              | = f16 f16 | scc = a < b || a > b
+s_cmp_ge_f16              | = f16 f16 | scc = a >= b
+s_cmp_o_f16               | = f16 f16 | scc = a == a && b == b
+s_cmp_u_f16               | = f16 f16 | scc = a != a || b != b
+s_cmp_nge_f16             | = f16 f16 | scc = !(a >= b)
+s_cmp_nlg_f16             | = f16 f16 | scc = !(a < b || a > b)
+s_cmp_ngt_f16             | = f16 f16 | scc = !(a > b)
+s_cmp_nle_f16             | = f16 f16 | scc = !(a <= b)
+s_cmp_neq_f16             | = f16 f16 | scc = !(a == b)
+s_cmp_nlt_f16             | = f16 f16 | scc = !(a < b)
 """,
 )
 
