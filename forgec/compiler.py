@@ -88,14 +88,15 @@ def compile_model(
     weights: WeightOptions = UNCHANGED,
     toolchain: str = "auto",
     force: bool = False,
+    with_weights: bool = True,
     dump: Path | None = None,
     cache: Cache | None = None,
     report: Reporter = lambda step, done, total: None,
 ) -> Compiled:
     """Compile ``model`` for a target and write the package to ``output``.
 
-    ``weights`` says what to requantise or merge. ``report`` hears (step, done, total). Raises ForgeError;
-    nothing is left behind then.
+    ``weights`` says what to requantise or merge; ``with_weights`` False leaves weights.bin out. ``report``
+    hears (step, done, total). Raises ForgeError; nothing is left behind then.
     """
     clock = _Clock()
     target = get_target(target_name)
@@ -126,6 +127,7 @@ def compile_model(
             sources,
             objects,
             force=force,
+            with_weights=with_weights,
             progress=lambda d, t: report("weights", d, t),
         )
         clock.lap("package")

@@ -56,7 +56,7 @@ _TOP = {
     "format", "forgec", "model", "math", "kv", "target", "chunk", "ring", "buffers", "kernels", "sequences",
     "symbols", "state", "weights", "tokenizer", "files",
 }  # fmt: skip
-_TOP_OPTIONAL = {"compiler", "traffic"}
+_TOP_OPTIONAL = {"compiler", "traffic", "tensors"}
 _KERNEL = {"symbol", "file", "block", "args", "kernarg_bytes", "sha256"}
 _KERNEL_OPTIONAL = {"lds_bytes", "vgprs", "sgprs", "scratch_bytes", "spills"}
 _MAX_BYTES = 1 << 48
@@ -455,6 +455,11 @@ def _weights(value: Any) -> WeightsSpec:
     size = _integer(weights["bytes"], "weights.bytes", 0, _MAX_BYTES)
     chunk = _integer(weights["chunk_bytes"], "weights.chunk_bytes", 4096, 1 << 30)
     chunks = _list(weights["chunks"], "weights.chunks")
+    if size and not chunks:
+        raise PackageError(
+            "the package was compiled without its weights",
+            "compile the model without --no-weights, or fill in random ones (tests/gpu/random_weights.py)",
+        )
     expected = (size + chunk - 1) // chunk
     if len(chunks) != expected:
         raise _fail("the length of weights.chunks", len(chunks), f"{expected} digests for {size} bytes")

@@ -35,6 +35,8 @@ __all__ = ["command", "default_output"]
 @click.option("--toolchain", type=click.Choice(["auto", "hipcc", "zig"]), default="auto", show_default=True,
               help="auto: hipcc of ROCm 6 or later, else ziglang.")  # fmt: skip
 @click.option("--no-fuse", is_flag=True, help="One kernel per operation: slow, to find a wrong fusion.")
+@click.option("--no-weights", is_flag=True,
+              help="Leave weights.bin out; a benchmark fills it (tests/gpu/random_weights.py).")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an existing package.")
 @click.option("--dump-dir", type=click.Path(path_type=Path), metavar="D",
               help="Write graphs, program, sources and assembly there; kept on failure.")  # fmt: skip
@@ -51,6 +53,7 @@ def command(
     schedule: str,
     toolchain: str,
     no_fuse: bool,
+    no_weights: bool,
     force: bool,
     dump_dir: Path | None,
 ) -> None:
@@ -83,6 +86,7 @@ def command(
             weights=weights,
             toolchain=toolchain,
             force=force,
+            with_weights=not no_weights,
             dump=dump_dir,
             cache=cache,
             report=report,

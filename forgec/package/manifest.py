@@ -10,7 +10,7 @@ from typing import Any
 
 import forgec
 from forgec.package.weights import CHUNK_BYTES, WeightsDigest
-from forgec.plan.program import STATE_FIELDS, Argument, Launch, Program, Ref
+from forgec.plan.program import STATE_FIELDS, Argument, Launch, PackedTensor, Program, Ref
 from forgec.plan.stages import StageParams
 from forgec.plan.traffic import weight_bytes_per_token
 from forgec.toolchain import KernelInfo
@@ -65,6 +65,7 @@ def build_manifest(
             "chunks": list(weights.chunks),
             **({"changes": history} if history else {}),
         },
+        "tensors": [_tensor(t) for t in program.tensors],
         "tokenizer": {**tokenizer, "file": "tokenizer.json", "sha256": files["tokenizer.json"]},
         "files": dict(sorted(files.items())),
     }
@@ -124,6 +125,18 @@ def _kernel(
         "lds_bytes": info.lds_bytes,
         "vgprs": info.vgprs,
         "sha256": files[path],
+    }
+
+
+def _tensor(tensor: PackedTensor) -> dict[str, Any]:
+    """Where a tensor lies in weights.bin and how: what it takes to read it, or to make up another."""
+    return {
+        "name": tensor.name,
+        "format": tensor.format,
+        "layout": tensor.layout,
+        "rows": tensor.rows,
+        "cols": tensor.cols,
+        "planes": [list(plane) for plane in tensor.planes],
     }
 
 

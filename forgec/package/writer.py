@@ -15,7 +15,7 @@ from forgec.frontend.gguf import GGUFFile
 from forgec.frontend.tokenizer import TokenizerSpec
 from forgec.package.manifest import build_manifest, kernel_file
 from forgec.package.output import atomic_directory, check_space
-from forgec.package.weights import write_weights
+from forgec.package.weights import WeightsDigest, write_weights
 from forgec.plan.program import Program
 from forgec.toolchain import CodeObject
 
@@ -45,16 +45,21 @@ def write_package(
     objects: Sequence[CodeObject],
     *,
     force: bool = False,
+    with_weights: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write the package to ``destination``; it appears whole or not at all.
 
-    ``sources`` maps unit names to their text, ``objects`` are the compiled units. Raises PackageError.
+    ``sources`` maps unit names to their text, ``objects`` are the compiled units. Without ``with_weights``
+    there is no weights.bin and no digest of it; something else must fill it in. Raises PackageError.
     """
-    check_space(destination, program.buffer("weights").bytes + OVERHEAD_BYTES)
+    total = program.buffer("weights").bytes
+    check_space(destination, (total if with_weights else 0) + OVERHEAD_BYTES)
     with atomic_directory(destination, force=force) as folder:
         files = _write_small_files(folder, program, tokenizer, sources, objects)
-        weights = write_weights(folder / "weights.bin", gguf, program, progress)
+        weights = WeightsDigest(total, ())
+        if with_weights:
+            weights = write_weights(folder / "weights.bin", gguf, program, progress)
         inspections = {info.symbol: info for code in objects for info in code.inspection}
         manifest = build_manifest(
             program,
