@@ -45,6 +45,14 @@ def _text(argument: str) -> str:
     return os.fsencode(argument).decode("utf-8", "replace")
 
 
+def _numbers(argument: str) -> tuple[int, ...]:
+    """``0,4096`` as numbers. Raises: ArgumentTypeError."""
+    parts = argument.split(",")
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"'{argument}' is no list of numbers such as 0,4096")
+    return tuple(int(part) for part in parts)
+
+
 def build_parser(prog: str) -> argparse.ArgumentParser:
     """The parser; ``prog`` is how the user calls the package."""
     parser = _Parser(
@@ -83,6 +91,11 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     device.add_argument("--device", metavar="NAME", help="cpu, hip, cuda:1, emulated…")
     device.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
     device.add_argument("--no-verify", action="store_true", help="do not check the files' digests")
+    bench = parser.add_argument_group("measuring")
+    bench.add_argument("--bench", action="store_true", help="measure speed instead of making text")
+    bench.add_argument(
+        "--contexts", type=_numbers, metavar="N,N", help="lengths of context to measure at (0,4096,16384)"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
     output.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -144,6 +157,9 @@ def _report(error: Exception) -> int:
 
 
 def _run(arguments: argparse.Namespace, folder: Path) -> None:
+    if arguments.bench:
+        _bench(arguments, folder)
+        return
     text, chat = _what_to_do(arguments)
     with load(folder, arguments.device, arguments.threads, not arguments.no_verify) as model:
         options = _options(arguments)
@@ -160,6 +176,17 @@ def _run(arguments: argparse.Namespace, folder: Path) -> None:
             _emit(json.dumps(stream.result.to_dict()), "\n")
         else:
             _show(stream)
+
+
+def _bench(arguments: argparse.Namespace, folder: Path) -> None:
+    """Measure the package. Raises: UsageError beside a prompt."""
+    from .measure import CONTEXTS, measure, report_text
+
+    if arguments.prompt is not None or arguments.chat is not None:
+        raise UsageError("--bench makes its own prompts", "leave the text out")
+    with load(folder, arguments.device, arguments.threads, not arguments.no_verify) as model:
+        report = measure(model, contexts=arguments.contexts or CONTEXTS)
+    _emit(report.to_json() if arguments.json else report_text(report), "\n")
 
 
 def _what_to_do(arguments: argparse.Namespace) -> tuple[str | None, bool]:

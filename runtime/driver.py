@@ -106,6 +106,10 @@ class Driver(Protocol):
         """The device address of host memory that the device can use in place; None where it cannot."""
         ...
 
+    def copy(self, to: int, source: int, size: int) -> None:
+        """Queue a copy within the device's memory."""
+        ...
+
     def fetch(self, address: int, size: int) -> Any:
         """Queue a read of at most 64 bytes behind the work so far; returns a ticket for ``wait``."""
         ...

@@ -142,6 +142,9 @@ class CudaDriver(StagedTransfers):
     def memset(self, address: int, byte: int, size: int) -> None:
         self._call("cuMemsetD8Async", address, byte, size, self._stream)
 
+    def copy(self, to: int, source: int, size: int) -> None:
+        self._call("cuMemcpyDtoDAsync_v2", to, source, size, self._stream)
+
     def load_module(self, data: bytes, name: str, path: Path | None = None) -> c_void_p:
         """Load PTX text (or a cubin). Raises: DeviceError with the driver's compiler log."""
         log = ctypes.create_string_buffer(_LOG_BYTES)

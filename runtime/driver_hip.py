@@ -161,6 +161,9 @@ class HipDriver(StagedTransfers):
     def memset(self, address: int, byte: int, size: int) -> None:
         self._call("hipMemsetAsync", address, byte, size, self._stream)
 
+    def copy(self, to: int, source: int, size: int) -> None:
+        self._call("hipMemcpyDtoDAsync", to, source, size, self._stream)
+
     def load_module(self, data: bytes, name: str, path: Path | None = None) -> Any:
         try:
             return self._call("hipModuleLoadData", data)

@@ -82,6 +82,10 @@ class RecordingDriver:
         self._view(address, size)[:] = bytes([byte]) * size
         self._record("memset", address, byte, size)
 
+    def copy(self, to: int, source: int, size: int) -> None:
+        self._view(to, size)[:] = self._view(source, size)
+        self._record("copy", to, source, size)
+
     def upload(self, address: int, data: Buffer) -> None:
         view = memoryview(data).cast("B")
         self._view(address, len(view))[:] = view

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,7 @@ class Engine:
         self._closed = False
         self.position = 0
         self.step = 0
+        self.load_seconds: dict[str, float] = {}  # by step of what follows
         # What a driver from elsewhere may leave out: see driver.py.
         self._fetch: Callable[[int, int], Any] = getattr(driver, "fetch", None) or self._fetch_now
         self._wait: Callable[[Any], bytes] = getattr(driver, "wait", None) or bytes
@@ -86,11 +88,15 @@ class Engine:
         try:
             if verify and not weights.verifying:
                 weights.start_verify()
-            self._allocate()
+            with self._timed("memory"):
+                self._allocate()
             if self._addresses["weights"] in self._allocated:
-                driver.upload(self._addresses["weights"], weights.view)
-            self._load_kernels(verify)
-            weights.finish_verify()
+                with self._timed("upload"):
+                    driver.upload(self._addresses["weights"], weights.view)
+            with self._timed("kernels"):
+                self._load_kernels(verify)
+            with self._timed("digests"):
+                weights.finish_verify()
             self.reset()
         except BaseException:
             self.close()
@@ -111,6 +117,12 @@ class Engine:
     @property
     def driver(self) -> Driver:
         return self._driver
+
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.load_seconds[name] = time.perf_counter() - start
 
     def _allocate(self) -> None:
         adopt = getattr(self._driver, "adopt", None)
@@ -167,6 +179,21 @@ class Engine:
         self._set("top_p", "<f", sampling.top_p)
         self._set("ring_mask", "<I", self._manifest.ring - 1)
         self._upload_state()
+
+    def seek(self, position: int, token: int = 0) -> None:
+        """Go on as if ``position`` tokens were in the cache and ``token`` had just been sampled.
+
+        Whatever the cache holds is taken for them; what measures long contexts does not compute them.
+        """
+        for field, value in (("rows", 1), ("position", position), ("row", 0), ("token", token)):
+            self._set(field, "<i", value)
+        self._set("step", "<I", self.step)
+        self._upload_state()
+        self.position = position
+
+    def fill(self, buffer: str, byte: int) -> None:
+        """Set every byte of one of the manifest's buffers."""
+        self._driver.memset(self._addresses[buffer], byte, self._manifest.buffer(buffer).bytes)
 
     def prefill(self, tokens: Sequence[int], position: int = 0) -> None:
         """Put ``tokens`` into the cache from ``position`` on; ``head`` and ``logits`` then see the last
@@ -291,6 +318,15 @@ class Engine:
             self._driver.graph_destroy(self._driver.graph_end())
             raise
         return self._driver.graph_end()
+
+    def launch_times(self, sequence: str) -> list[float]:
+        """Device seconds of each launch of a sequence, run once, launch by launch and not as a graph."""
+        marks = []
+        for launch in self._packed[sequence]:
+            start = self._driver.timestamp()
+            self._driver.launch(self._functions[launch.kernel], launch.grid, launch.block, launch.kernarg)
+            marks.append((start, self._driver.timestamp()))
+        return [self._driver.elapsed(start, stop) for start, stop in marks]
 
     def synchronize(self) -> None:
         """Wait until the device has done everything."""

@@ -42,6 +42,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuMemsetD8Async": (_Pointer, c_ubyte, c_size_t, _Handle),
     "cuMemcpyHtoDAsync_v2": (_Pointer, c_void_p, c_size_t, _Handle),
     "cuMemcpyDtoHAsync_v2": (c_void_p, _Pointer, c_size_t, _Handle),
+    "cuMemcpyDtoDAsync_v2": (_Pointer, _Pointer, c_size_t, _Handle),
     "cuModuleLoadDataEx": (_HandleOut, c_char_p, c_uint, POINTER(c_int), POINTER(c_void_p)),
     "cuModuleUnload": (_Handle,),
     "cuModuleGetFunction": (_HandleOut, _Handle, c_char_p),

@@ -393,7 +393,7 @@ def _sequences(
 
 def _launch(value: Any, where: str, kernels: tuple[Kernel, ...], sizes: Mapping[str, int]) -> Launch:
     entry = _object(value, where)
-    _check_keys(entry, where, {"kernel", "grid", "args"}, {"note"})
+    _check_keys(entry, where, {"kernel", "grid", "args"}, {"note", "weight_bytes"})
     index = _integer(entry["kernel"], f"{where}.kernel", 0, len(kernels) - 1)
     kernel = kernels[index]
     raw = _list(entry["args"], f"{where}.args")

@@ -66,6 +66,13 @@ def one_error(text: str) -> tuple[str, str]:
     return first.removeprefix("error: "), rest.removeprefix("hint: ").removesuffix("\n")
 
 
+def flip(path: Path, at: int) -> None:
+    """Change one byte of a file."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
 def start(arguments: list[str | Path], **options: Any) -> subprocess.Popen[str]:
     """``python arguments`` as a user would start it, its streams piped unless ``options`` say otherwise."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}

@@ -120,6 +120,7 @@ API(cuMemsetD8Async, u64 p, unsigned char v, size n, void* s) { BEGIN
   return push((Op){1, (void*)p, 0, n, v, 0, 0}); }
 API(cuMemcpyHtoDAsync_v2, u64 d, const void* h, size n, void* s) { BEGIN return copy((void*)d, h, n); }
 API(cuMemcpyDtoHAsync_v2, void* h, u64 d, size n, void* s) { BEGIN return copy(h, (void*)d, n); }
+API(cuMemcpyDtoDAsync_v2, u64 d, u64 s, size n, void* t) { BEGIN return copy((void*)d, (void*)s, n); }
 API(cuModuleLoadDataEx, void** m, const char* data, unsigned n, int* options, void** values) { BEGIN
   int code = load(m, data);
   if (code && n == 2 && options[0] == 5 && options[1] == 6)
@@ -168,6 +169,7 @@ int hipMemGetInfo(size* f, size* t) { BEGIN *t = total(); *f = *t - used; return
 int hipMemsetAsync(void* p, int v, size n, void* s) { BEGIN return push((Op){1, p, 0, n, v, 0, 0}); }
 int hipMemcpyHtoDAsync(void* d, const void* h, size n, void* s) { BEGIN return copy(d, h, n); }
 int hipMemcpyDtoHAsync(void* h, void* d, size n, void* s) { BEGIN return copy(h, d, n); }
+int hipMemcpyDtoDAsync(void* d, void* s, size n, void* t) { BEGIN return copy(d, s, n); }
 int hipModuleLoadData(void** m, const char* data) { BEGIN return load(m, data); }
 int hipModuleUnload(void* m) { BEGIN return OK; }
 int hipModuleGetFunction(void** f, void* m, const char* name) { BEGIN return find(f, m, name); }

@@ -15,7 +15,8 @@ import forgec
 import forgec.cli
 from forgec.cli import COMMANDS, cli
 from forgec.targets import target_names
-from tests.cli_files import CPU, Forgec, compiled, finish, one_error, start, tiny_model
+from tests.cli_files import CPU, Forgec, compiled, finish, flip, one_error, start, tiny_model
+from tests.gpu.random_weights import fill
 
 
 @pytest.fixture(scope="module")
@@ -208,35 +209,62 @@ def test_report(run: Forgec, model: Path, arch: str) -> None:
 
 
 def test_bench(run: Forgec, package: Path) -> None:
-    arguments = (
-        "bench",
-        package,
-        "--prompt",
-        "8",
-        "--tokens",
-        "4",
-        "--depth",
-        "3",
-        "--repeat",
-        "1",
-        "--threads",
-        "1",
-    )
+    arguments = ("bench", package, "--contexts", "3,0,4096", "--tokens", "4", "--prompt", "8",
+                 "--repeat", "1", "--threads", "1")  # fmt: skip
     result = json.loads(run(*arguments, "--json").out)
     manifest = json.loads((package / "manifest.json").read_text())
     traffic = manifest["traffic"]
-    assert (
-        result["bytes_per_token"] == traffic["weight_bytes_per_token"] + 5 * traffic["kv_bytes_per_position"]
-    )
-    assert result["generated_tokens_per_second"] > 0 and result["prompt_tokens_per_second"] > 0
-    assert result["milliseconds_per_token"] == pytest.approx(1e3 / result["generated_tokens_per_second"])
-    assert result["fraction"] == pytest.approx(
-        result["bytes_per_token"]
-        * result["generated_tokens_per_second"]
-        / result["bandwidth_bytes_per_second"]
-    )
+    at_3, at_0 = result["decode"]
+    assert (at_3["context"], at_0["context"], result["skipped_contexts"]) == (3, 0, [4096])
+    # The middle of four tokens behind three and a warm-up.
+    expected = traffic["weight_bytes_per_token"] + 6 * traffic["kv_bytes_per_position"]
+    assert at_3["bytes_per_token"] == expected
+    assert at_3["milliseconds_per_token"] == pytest.approx(1e3 / at_3["tokens_per_second"])
+    assert at_3["fraction"] == pytest.approx(expected * at_3["tokens_per_second"] / result["bandwidth"])
+    assert result["prompt_tokens"] == 8 and result["prompt_tokens_per_second"] > 0
+    assert sum(stage["launches"] for stage in result["stages"]) == len(manifest["sequences"]["decode"])
+    assert sum(stage["weight_bytes"] for stage in result["stages"]) == traffic["weight_bytes_per_token"]
+    assert all(stage["seconds"] > 0 for stage in result["stages"])
     text = run(*arguments).out
-    assert text.startswith("tiny llama on ") and "generation       4 tokens" in text and "GB/s" in text
+    assert text.startswith("tiny llama for x86-64-v3 (math exact) on ")
+    assert "not measured: context 4096" in text and "stages at context 3" in text
+
+
+def test_bench_refuses_what_does_not_fit(run: Forgec, package: Path) -> None:
+    assert run.refused("bench", package, "--contexts", "5", "--tokens", "123", "--threads", "1") == (
+        2,
+        "128 tokens do not fit the package's context of 128",
+        "choose shorter contexts or fewer tokens, or compile with a larger --ctx",
+    )
+    assert run.refused("bench", package, "--contexts", "1;2") == (
+        2, "--contexts is '1;2', expected numbers such as 0,4096", "Separate by commas."
+    )  # fmt: skip
+
+
+def test_a_package_measures_itself(package: Path) -> None:
+    said = finish(start([package, "--bench", "--contexts", "0", "--json", "--threads", "1"]))
+    assert (said.code, said.err) == (0, "")
+    assert [row["context"] for row in json.loads(said.out)["decode"]] == [0]
+    said = finish(start([package, "--bench", "--contexts", "many"]))
+    assert one_error(said.err)[0] == "argument --contexts: 'many' is no list of numbers such as 0,4096"
+
+
+def test_compile_without_weights(run: Forgec, model: Path, tmp_path: Path) -> None:
+    """A package without weights says so; filled with random ones it is complete, digests included."""
+    output = tmp_path / "empty"
+    assert run("compile", model, "--arch", CPU, "--no-weights", "-o", output).code == 0
+    said = finish(start([output, "hello"]))
+    assert (said.code, one_error(said.err)) == (8, (
+        "the package was compiled without its weights",
+        "compile the model without --no-weights, or fill in random ones (tests/gpu/random_weights.py)",
+    ))  # fmt: skip
+    assert not (output / "weights.bin").exists()
+    fill(output)
+    said = finish(start([output, "hello", "--max-tokens", "2", "--threads", "1", "--json"]))
+    assert (said.code, said.err) == (0, "")
+    assert len(json.loads(said.out)["tokens"]) == 2
+    flip(output / "weights.bin", 5000)
+    assert "does not match its digest" in finish(start([output, "hello", "--threads", "1"])).err
 
 
 def test_run_hands_everything_on(package: Path) -> None:

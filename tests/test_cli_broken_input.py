@@ -19,6 +19,7 @@ import pytest
 
 from forgec.compiler import compile_model
 from forgec.config import load_config
+from forgec.synth.shapes import SHAPES
 from forgec.targets import get_target, target_names
 from forgec.toolchain import open_cache
 from tests.cli_files import CPU, Forgec, compiled, finish, one_error, start, tiny_model
@@ -65,7 +66,7 @@ def room(tmp_path: Path) -> Iterator[Path]:
     ("arguments", "code", "message", "hint"),
     [
         ("nonsense", 2, "no command 'nonsense'",
-         "commands: compile, run, inspect, graph, targets, doctor, report, bench, golden"),
+         "commands: compile, run, inspect, graph, targets, doctor, report, bench, synth, golden"),
         ("--nope", 2, "No such option '--nope'.", "'forgec --help' lists arguments and options"),
         ("compile", 2, "Missing argument 'MODEL'.", "'forgec compile --help' lists arguments and options"),
         ("compile @model", 2, "Missing option '--arch'.",
@@ -100,8 +101,9 @@ def room(tmp_path: Path) -> Iterator[Path]:
         ("run . text", 8, "'.' is not a package: it has no manifest.json", "Make one with 'forgec compile'."),
         ("bench @model", 8, "'@model' is not a package: it has no manifest.json",
          "Make one with 'forgec compile'."),
-        ("bench @package --tokens 100 --prompt 29", 2, "129 tokens do not fit the package's context of 128",
-         "Choose a smaller --prompt, --depth or --tokens, or compile with a larger --ctx."),
+        ("synth Llama-9", 2, "there is no model shape 'Llama-9'", f"Known: {', '.join(SHAPES)}."),
+        ("synth SmolLM2-135M -o none/x.gguf", 2,
+         "cannot write 'none/x.gguf': there is no folder 'none'", "Choose a writable path with -o."),
         ("bench @package --prompt 1 --tokens 1 --device hip", 9,
          "device 'hip' cannot run a package for target 'x86-64-v3' of family 'cpu'",
          "leave out --device, use --device cpu, or compile the model for another target"),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from forgec.package.loader import import_package
-from tests.cli_files import CPU, Forgec, Said, compiled, finish, one_error, start, tiny_model
+from tests.cli_files import CPU, Forgec, Said, compiled, finish, flip, one_error, start, tiny_model
 
 DAMAGED = "the file was changed after the package was written: copy the package again, or recompile it"
 COPY = "copy the whole folder again, or compile the model again"
@@ -39,12 +39,6 @@ def package(original: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Forgec:
     return Forgec(capsys)
-
-
-def flip(path: Path, at: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[at] ^= 1
-    path.write_bytes(data)
 
 
 def a_kernel(package: Path) -> Path:

@@ -12,7 +12,7 @@ import forgec
 from forgec.package.weights import CHUNK_BYTES, WeightsDigest
 from forgec.plan.program import STATE_FIELDS, Argument, Launch, PackedTensor, Program, Ref
 from forgec.plan.stages import StageParams
-from forgec.plan.traffic import weight_bytes_per_token
+from forgec.plan.traffic import launch_traffic, weight_bytes_per_token
 from forgec.toolchain import KernelInfo
 
 __all__ = ["FORMAT", "build_manifest"]
@@ -49,7 +49,7 @@ def build_manifest(
         "buffers": [{"name": b.name, "bytes": b.bytes, "init": b.init} for b in program.buffers],
         "kernels": [_kernel(k, inspections[k.symbol], program, files) for k in program.kernels],
         "sequences": {
-            name: [_launch(launch, index) for launch in launches]
+            name: [_launch(launch, index, program) for launch in launches]
             for name, launches in program.sequences.items()
         },
         "symbols": {name: _argument(ref) for name, ref in program.symbols.items()},
@@ -140,12 +140,13 @@ def _tensor(tensor: PackedTensor) -> dict[str, Any]:
     }
 
 
-def _launch(launch: Launch, index: Mapping[StageParams, int]) -> dict[str, Any]:
+def _launch(launch: Launch, index: Mapping[StageParams, int], program: Program) -> dict[str, Any]:
     return {
         "kernel": index[launch.kernel],
         "grid": launch.grid,
         "args": [_argument(a) for a in launch.args],
         "note": launch.note,
+        "weight_bytes": launch_traffic(launch, program, 1, 0).weights,
     }
 
 

@@ -2,10 +2,9 @@
 
     python tests/gpu/random_weights.py PACKAGE [PACKAGE...]
 
-The manifest says where each tensor lies, in which format and layout; the bytes are those that ``forgec synth``
-would have put into a GGUF file, packed by the compiler's own code. The digests go into the manifest, so the
-package is complete afterwards. Needs NumPy and forgec's sources, neither a compiler nor a GGUF file. Speed is
-measured with such weights; text is not.
+The manifest says where each tensor lies, in which format and layout; the bytes are of the kind that
+``forgec synth`` puts into a GGUF file, packed by the compiler's own code. The digests go into the manifest,
+so the package is complete afterwards. Needs NumPy and forgec's sources, neither a compiler nor a GGUF file.
 """
 
 from __future__ import annotations
