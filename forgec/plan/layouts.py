@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from forgec.errors import VerifyError
+from forgec.plan import field_orders as orders
 
 __all__ = [
     "FORMATS",
@@ -94,6 +96,19 @@ FORMATS: dict[str, Format] = {
         Format("q4_0", 32, 18, (field(2, 16), field(0, 2)), (Plane(2, 16, 4), Plane(0, 2, 2))),
         Format("q4_1", 32, 20, (field(4, 16), field(0, 4)), (Plane(4, 16, 4), Plane(0, 4, 2))),
         Format("q8_0", 32, 34, (field(2, 32), field(0, 2)), (Plane(2, 32, 4), Plane(0, 2, 2))),
+        Format(
+            "q4_k", 256, 144, (Field(128, partial(orders.nibbles_k4, at=16)), Field(16, orders.header_k4))
+        ),
+        Format(
+            "q6_k",
+            256,
+            210,
+            (
+                Field(128, orders.low_nibbles_q6_k),
+                Field(64, orders.high_bits_q6_k),
+                Field(18, orders.tail_q6_k),
+            ),
+        ),
     )
 }
 

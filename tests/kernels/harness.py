@@ -25,7 +25,8 @@ import numpy as np
 import pytest
 
 from forgec.codegen import render
-from forgec.plan.layouts import pack
+from forgec.frontend.quant import dequantize
+from forgec.plan.layouts import FORMATS, pack
 from forgec.plan.stages import StageParams
 from forgec.plan.stages.base import pointers_of
 from forgec.targets import get_target
@@ -399,7 +400,28 @@ def random_weights(
             return half.view(np.uint8), half.astype(np.float64)
         upper = (values.view(np.uint32) >> 16).astype(np.uint16)
         return upper.view(np.uint8), (upper.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    if format in SCALES:
+        return _random_bytes(rng, format, rows, cols)
     return _random_blocks(rng, format, rows, cols)
+
+
+#: Formats whose blocks are random bytes: where their half-precision scales lie, and the largest
+#: |code * scale| behind one.
+SCALES = {"q4_k": ((0, 2), 15 * 63), "q6_k": ((208,), 32 * 128)}
+
+
+def _random_bytes(
+    rng: np.random.Generator, format: str, rows: int, cols: int
+) -> tuple[np.ndarray, np.ndarray]:
+    spec = FORMATS[format]
+    shape = (rows, cols // spec.block)
+    raw = rng.integers(0, 256, (*shape, spec.block_bytes)).astype(np.uint8)
+    places, largest = SCALES[format]
+    for at in places:
+        d = (rng.uniform(0.5, 1.5, shape) / (largest * np.sqrt(cols))).astype(np.float16)
+        d *= rng.choice(np.array([1, 1, 1, -1, 0], np.float16), shape)
+        raw[..., at : at + 2] = d[..., None].view(np.uint8)
+    return raw, dequantize(raw, format.upper(), rows, cols).astype(np.float64)
 
 
 def _random_blocks(

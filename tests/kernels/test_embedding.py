@@ -12,10 +12,17 @@ FORMATS = ["q4_0", "q4_1", "q8_0", "f16", "bf16", "f32"]
 
 
 def embed(
-    rng: np.random.Generator, format: str, device: str, tokens: np.ndarray, *, decode: bool, scale: float
+    rng: np.random.Generator,
+    format: str,
+    device: str,
+    tokens: np.ndarray,
+    *,
+    decode: bool,
+    scale: float,
+    cols: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(out [rows, cols] as the kernel left it, all embeddings [vocab, cols] in float64)."""
-    vocab, cols = int(rng.integers(5, 40)), 32 * int(rng.integers(1, 12))
+    vocab, cols = int(rng.integers(5, 40)), cols or 32 * int(rng.integers(1, 12))
     planes, values = packed_weights(rng, "w0", format, vocab, cols)
     params = EmbeddingParams(*common(device), format, "rows", cols, vocab, decode, scale)
     out = np.full((len(tokens), cols), np.nan, np.float32)
