@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from forgec.codegen.render import render_pool, render_stage
@@ -86,6 +86,7 @@ def compile_model(
     options: CompileOptions,
     *,
     weights: WeightOptions = UNCHANGED,
+    chat_template: str | None = None,
     toolchain: str = "auto",
     force: bool = False,
     with_weights: bool = True,
@@ -95,8 +96,9 @@ def compile_model(
 ) -> Compiled:
     """Compile ``model`` for a target and write the package to ``output``.
 
-    ``weights`` says what to requantise or merge; ``with_weights`` False leaves weights.bin out. ``report``
-    hears (step, done, total). Raises ForgeError; nothing is left behind then.
+    ``weights`` says what to requantise or merge; ``chat_template`` takes the place of the file's own;
+    ``with_weights`` False leaves weights.bin out. ``report`` hears (step, done, total). Raises ForgeError;
+    nothing is left behind then.
     """
     clock = _Clock()
     target = get_target(target_name)
@@ -104,8 +106,7 @@ def compile_model(
     with open_model(model, weights) as gguf:
         spec = read_spec(gguf)
         program = plan_model(gguf, spec, target, options, dump)
-        tokenizer = build_tokenizer(gguf.metadata)
-        warnings = _chat_warnings(tokenizer)
+        tokenizer, warnings = _tokenizer(gguf, chat_template)
         clock.lap("plan")
         units = program_units(program)
         objects = compile_units(
@@ -149,16 +150,24 @@ def check_kernels(program: Program, objects: tuple[CodeObject, ...]) -> None:
         check_inspection(found[kernel.symbol], expected)
 
 
-def _chat_warnings(tokenizer: TokenizerSpec) -> tuple[str, ...]:
-    """Render the chat template once with the runtime's own sandbox; a broken one is no reason to stop."""
+def _tokenizer(gguf: GGUFFile, chat_template: str | None) -> tuple[TokenizerSpec, tuple[str, ...]]:
+    """The tokenizer, its chat template rendered once with the runtime's own sandbox, and warnings.
+
+    A broken template of the file is no reason to stop; one that the user gives is.
+    """
+    tokenizer = build_tokenizer(gguf.metadata)
+    if chat_template is not None:
+        tokenizer = replace(tokenizer, chat_template=chat_template)
     if tokenizer.chat_template is None:
-        return ()
+        return tokenizer, ()
     runtime = import_folder(runtime_dir())
     try:
         check_chat_template(tokenizer, importlib.import_module(f"{runtime.__name__}.chat").render)
     except UnsupportedModelError as error:
-        return (f"{error.message}; --chat will not work with this package",)
-    return ()
+        if chat_template is not None:
+            raise
+        return tokenizer, (f"{error.message}; --chat will not work with this package",)
+    return tokenizer, ()
 
 
 def _dump(folder: Path, name: str, text: str) -> None:

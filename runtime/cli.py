@@ -68,6 +68,9 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         help="answer MESSAGE through the model's chat template; without a message, talk interactively",
     )  # fmt: skip
     parser.add_argument("--system", type=_text, metavar="TEXT", help="system message of a chat")
+    parser.add_argument(
+        "--suffix", type=_text, metavar="TEXT", help="write what belongs between the prompt and TEXT"
+    )
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): greedy")
     sampling.add_argument("--top-k", type=int, default=0, metavar="K", help="the K likeliest tokens; 0: all")
@@ -169,7 +172,7 @@ def _run(arguments: argparse.Namespace, folder: Path) -> None:
         if chat:
             stream = model.chat_stream(_conversation(arguments.system, text), **options)
         else:
-            stream = model.stream(text, **options)
+            stream = model.stream(text, suffix=arguments.suffix, **options)
         if arguments.json:
             for _ in stream:
                 pass
@@ -194,6 +197,8 @@ def _what_to_do(arguments: argparse.Namespace) -> tuple[str | None, bool]:
     chat = arguments.chat is not None
     if arguments.system is not None and not chat:
         raise UsageError("--system is for a chat", "add --chat, or put the text into the prompt")
+    if arguments.suffix is not None and chat:
+        raise UsageError("--suffix is for completion, not for a chat", "leave out --chat or --suffix")
     if arguments.chat and arguments.prompt is not None:
         raise UsageError(
             "there is both a prompt and a message for --chat", "give one of them; quote a text with spaces"

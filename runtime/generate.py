@@ -237,6 +237,7 @@ class Model:
         self,
         prompt: str | Sequence[int],
         *,
+        suffix: str | None = None,
         max_tokens: int | None = DEFAULT_MAX_TOKENS,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -249,16 +250,17 @@ class Model:
     ) -> Stream:
         """Complete ``prompt`` and hand out the text while it is made.
 
-        ``max_tokens`` None: until the context is full. ``reuse`` keeps the KV cache of a common beginning
-        with the generation before; off by default, so that equal calls give equal tokens. ``strip_space``:
-        the text begins a message instead of continuing one.
+        ``suffix``: what comes after the text to be made, ``prompt`` being what comes before it (for models
+        with fill-in-the-middle tokens). ``max_tokens`` None: until the context is full. ``reuse`` keeps the KV
+        cache of a common beginning with the generation before; off by default, so that equal calls give equal
+        tokens. ``strip_space``: the text begins a message instead of continuing one.
 
         Raises: UsageError (options, empty prompt), ContextOverflowError (prompt longer than the context).
         """
         if max_tokens is not None and max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}, expected 1 or more")
         sampling = Sampling(float(temperature), int(top_k), float(top_p), int(seed))
-        ids = self._encode_prompt(prompt)
+        ids = self._encode_prompt(prompt, suffix)
         self._check_fits(ids)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         request = _Request(ids, sampling, max_tokens, stops, ignore_eos, reuse, strip_space)
@@ -288,7 +290,7 @@ class Model:
         if not template:
             raise ChatTemplateError(
                 f"the model '{self.manifest.model['name']}' has no chat template",
-                "give it plain text to complete instead of a conversation",
+                "give it plain text to complete, or compile it with --chat-template FILE",
             )
         from .chat import render  # brings jinja2, which completing plain text does not need
 
@@ -312,7 +314,13 @@ class Model:
         self._cached.extend(ids)
         return result
 
-    def _encode_prompt(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+    def _encode_prompt(self, prompt: str | Sequence[int], suffix: str | None = None) -> tuple[int, ...]:
+        if suffix is not None:
+            if not isinstance(prompt, str):
+                raise UsageError(
+                    "a suffix needs a prompt that is a text", "give both as texts, or both as ids"
+                )
+            return tuple(self.tokenizer.encode_hole(prompt, suffix))
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         ids = tuple(int(token) for token in ids)
         if not ids:

@@ -67,6 +67,7 @@ class Tokenizer:
             self._literal = self.special_ids | _expand(section["literal_ids"])
             self._bytes = _expand(section["byte_ids"])
             self._silent = _expand(section["silent_ids"])
+            self._fim: dict[str, int | None] = dict(section["fim"])
             self._byte_level: bool = section["byte_level"]
             self._space_prefix: bool = section["add_space_prefix"]
         except (KeyError, TypeError, ValueError) as error:
@@ -120,6 +121,24 @@ class Tokenizer:
         if add_bos and self.bos_id is None:
             raise UsageError("add_bos is set, but this model has no begin-of-text token")
         return [self.bos_id, *ids] if add_bos and self.bos_id is not None else ids
+
+    def encode_hole(self, prefix: str, suffix: str) -> list[int]:
+        """Ids of a text with a hole, up to where what belongs into it begins (fill-in-the-middle).
+
+        The order is that of StarCoder, Code Llama, CodeGemma, DeepSeek Coder and Qwen Coder: prefix, suffix,
+        middle. Neither text can produce control tokens.
+
+        Raises: UsageError if the model has no tokens for it.
+        """
+        before, after, middle = (self._fim.get(role) for role in ("prefix", "suffix", "middle"))
+        if before is None or after is None or middle is None:
+            raise UsageError(
+                "this model has no fill-in-the-middle tokens, so it cannot write between two texts",
+                hint="give it a text to complete, without a suffix",
+            )
+        begin = [self.bos_id] if self.add_bos and self.bos_id is not None else []
+        prefix_ids, suffix_ids = (self.encode(text, add_bos=False) for text in (prefix, suffix))
+        return [*begin, before, *prefix_ids, after, *suffix_ids, middle]
 
     def shield(self, text: str) -> str:
         """``text`` of a message, changed so that ``encode(..., special=True)`` finds no control token in it.

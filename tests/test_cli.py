@@ -85,6 +85,23 @@ def test_compile_says_what_it_made(run: Forgec, model: Path, tmp_path: Path) -> 
     assert "forgec run build/model-gfx1100 --help" in again.out
 
 
+def test_a_chat_template_from_a_file(run: Forgec, model: Path, tmp_path: Path) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}")
+    output = tmp_path / "p"
+    options = ("compile", model, "--arch", CPU, "-o", output, "--chat-template", template)
+    assert run(*options).code == 0
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert manifest["tokenizer"]["chat_template"] == template.read_text()
+    template.write_text("{% for %}")
+    code, message, _ = run.refused(*options, "--force")
+    assert code == 4 and message.startswith("the chat template does not render: ")
+    template.unlink()
+    assert run.refused(*options, "--force")[:2] == (
+        2, f"cannot read '{template}': No such file or directory",
+    )  # fmt: skip
+
+
 def test_the_default_output_is_below_build(
     run: Forgec, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -191,7 +191,7 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert 'python runtime "Once upon a time"' in text
     for flag in (
         "--seed", "--temperature", "--top-k", "--top-p", "--max-tokens", "--ignore-eos", "--system", "--stop",
-        "--device", "--threads", "--json", "--chat",
+        "--device", "--threads", "--json", "--chat", "--suffix",
     ):  # fmt: skip
         assert flag in text
     assert all(len(line) <= 100 for line in build_parser("python x").format_help().splitlines())

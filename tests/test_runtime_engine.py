@@ -219,6 +219,14 @@ def test_chat_goes_through_the_template(model: Model) -> None:
         model.chat([])
 
 
+def test_a_text_between_two(model: Model) -> None:
+    ids = [258, *b"a<turn>", 259, *b"b", 257]  # prefix, suffix, middle; the texts hold no control token
+    answer = model.generate("a<turn>", suffix="b", max_tokens=4)
+    assert list(answer.prompt_ids) == ids and list(answer.tokens) == expected_tokens(ids, 4)
+    with pytest.raises(UsageError, match="a suffix needs a prompt that is a text"):
+        model.generate([1, 2], suffix="b")
+
+
 def test_a_model_without_a_template(package: Path, tmp_path: Path) -> None:
     with runtime.load(package, threads=1) as model:
         section = {**model.manifest.tokenizer, "chat_template": None}

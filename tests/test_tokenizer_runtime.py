@@ -330,6 +330,30 @@ def test_unknown_ids_are_refused(token: int) -> None:
         tokenizer.stream().push(token)
 
 
+# --- fill-in-the-middle -------------------------------------------------------------------------------------
+
+
+def test_a_hole_is_written_as_prefix_suffix_middle() -> None:
+    texts = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
+    metadata = dict(METADATA["pairs"])
+    first = len(metadata["tokenizer.ggml.tokens"])
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], *texts]
+    metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], 3, 3, 3]
+    for add_bos in (False, True):
+        spec = build_tokenizer(metadata | {"tokenizer.ggml.add_bos_token": add_bos})
+        tokenizer = Tokenizer(spec.json, spec.to_manifest())
+        before, after = (tokenizer.encode(text, add_bos=False) for text in ("a = <fim_middle>", " + b\n"))
+        begin = [tokenizer.bos_id] if add_bos else []
+        assert not {first, first + 1, first + 2} & {*before, *after}
+        found = tokenizer.encode_hole("a = <fim_middle>", " + b\n")
+        assert found == [*begin, first, *before, first + 1, *after, first + 2]
+
+
+def test_a_model_without_the_tokens_refuses_a_hole() -> None:
+    with pytest.raises(UsageError, match="this model has no fill-in-the-middle tokens"):
+        TOKENIZERS["pairs"].encode_hole("a", "b")
+
+
 # --- damaged packages ---------------------------------------------------------------------------------------
 
 

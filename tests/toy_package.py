@@ -189,13 +189,18 @@ def tokenizer_json() -> str:
     return str(tokenizer.to_str())
 
 
+#: Fill-in-the-middle ids of the toy vocabulary: "<turn>", "<pad>" and "<begin>".
+FIM = {"prefix": 258, "suffix": 259, "middle": 257}
+
+
 def tokenizer_section() -> dict[str, Any]:
     return {
         "model": "gpt2", "pre": "toy", "vocab_size": VOCAB, "byte_level": True, "bos_id": BEGIN,
         "eos_id": END,
         "eot_id": None, "unk_id": None, "pad_id": 259, "eog_ids": [END], "add_bos": False, "add_eos": False,
         "add_space_prefix": False, "special_ids": [[256, 259]], "literal_ids": [], "byte_ids": [],
-        "silent_ids": [], "suppress_ids": [], "fim": {}, "chat_template": CHAT_TEMPLATE, "chat_templates": {},
+        "silent_ids": [], "suppress_ids": [], "fim": FIM, "chat_template": CHAT_TEMPLATE,
+        "chat_templates": {},
     }  # fmt: skip
 
 

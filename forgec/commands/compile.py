@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from forgec.compiler import Compiled, compile_model
 from forgec.config import load_config
+from forgec.errors import UsageError
 from forgec.plan.program import CompileOptions, Program
 from forgec.quantise import QUANTISABLE, WeightOptions, parse_adapter
 from forgec.toolchain import open_cache
@@ -30,6 +31,8 @@ __all__ = ["command", "default_output"]
               help=f"Requantise float matrices: {', '.join(QUANTISABLE)}.")  # fmt: skip
 @click.option("--requantize", is_flag=True, help="Let --quantize change quantised matrices too.")
 @click.option("--lora", multiple=True, metavar="FILE[:SCALE]", help="Merge a LoRA adapter; may be repeated.")
+@click.option("--chat-template", type=click.Path(path_type=Path), metavar="FILE",
+              help="A Jinja file to use instead of the model's own chat template.")  # fmt: skip
 @click.option("--schedule", type=click.Choice(["auto", "graph"]), default="auto", show_default=True,
               help="How launches are scheduled; auto is graph replay on every target.")  # fmt: skip
 @click.option("--toolchain", type=click.Choice(["auto", "hipcc", "zig"]), default="auto", show_default=True,
@@ -50,6 +53,7 @@ def command(
     quantize: str | None,
     requantize: bool,
     lora: tuple[str, ...],
+    chat_template: Path | None,
     schedule: str,
     toolchain: str,
     no_fuse: bool,
@@ -84,6 +88,7 @@ def command(
             destination,
             options,
             weights=weights,
+            chat_template=None if chat_template is None else _read_text(chat_template),
             toolchain=toolchain,
             force=force,
             with_weights=not no_weights,
@@ -94,6 +99,16 @@ def command(
     for warning_text in compiled.warnings:
         click.echo(f"warning: {warning_text}", err=True)
     click.echo(summary(compiled, destination))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(
+            f"cannot read '{path}': {reason}", "Give a text file with a Jinja template."
+        ) from error
 
 
 def default_output(model: Path, arch: str) -> Path:
