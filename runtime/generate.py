@@ -251,9 +251,9 @@ class Model:
         """Complete ``prompt`` and hand out the text while it is made.
 
         ``suffix``: what comes after the text to be made, ``prompt`` being what comes before it (for models
-        with fill-in-the-middle tokens). ``max_tokens`` None: until the context is full. ``reuse`` keeps the KV
-        cache of a common beginning with the generation before; off by default, so that equal calls give equal
-        tokens. ``strip_space``: the text begins a message instead of continuing one.
+        with fill-in-the-middle tokens). ``max_tokens`` None: until the context is full. ``reuse`` keeps the
+        KV cache of a common beginning with the generation before; off by default, so that equal calls give
+        equal tokens. ``strip_space``: the text begins a message instead of continuing one.
 
         Raises: UsageError (options, empty prompt), ContextOverflowError (prompt longer than the context).
         """
