@@ -18,6 +18,7 @@ from forgec.emulator.counters import Counters
 from forgec.emulator.device import Device, Module
 from forgec.emulator.instructions import read_instructions
 from forgec.emulator.launch import CompiledKernel
+from forgec.emulator.residency import resident_blocks
 from forgec.emulator.traps import EmulatorTrap
 from forgec.errors import DeviceError, UsageError
 from forgec.targets import get_target
@@ -185,6 +186,27 @@ class EmulatedDriver:
             self._run(launch)
         else:
             self._capture.append(launch)
+
+    def resident_blocks(self, function: Function, block: int, lds: int = 0) -> int:
+        """Blocks of ``block`` threads that the chip holds at once: the most that may wait for each other."""
+        return resident_blocks(self._target, function.ready.result().kernel, block, lds)
+
+    def launch_cooperative(
+        self, function: Function, grid: int, block: int, kernarg: bytes, lds: int = 0
+    ) -> None:
+        """``launch`` of blocks that wait for each other.
+
+        Raises: DeviceError when they do not all fit the chip at once, else as ``launch``.
+        """
+        self._check_alive()
+        most = self.resident_blocks(function, block, lds)
+        if grid > most:
+            raise DeviceError(
+                f"kernel '{function.symbol}' cannot run {grid} blocks of {block} threads that wait"
+                " for each other",
+                f"{self._target.name} holds {most} of them at once",
+            )
+        self.launch(function, grid, block, kernarg, lds)
 
     def _check_launch(self, launch: Launch) -> None:
         """Refuse what can never run, before a graph holds it."""

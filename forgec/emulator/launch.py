@@ -84,6 +84,7 @@ class _Launch(ctypes.Structure):
         ("stop", ctypes.c_uint32),
         ("record_next", ctypes.c_uint32),
         ("clock", ctypes.c_uint32),
+        ("residents", ctypes.c_uint32),
         ("parked_head", ctypes.c_void_p),
         ("parked_tail", ctypes.c_void_p),
         ("pool", ctypes.c_void_p),

@@ -17,10 +17,10 @@ from forgec.emulator.codeobject import Kernel, parse_code_object
 from forgec.emulator.device import Module
 from forgec.emulator.hip.constants import Error, FunctionAttribute
 from forgec.emulator.hip.image import ImageError, image_at, select_image
-from forgec.emulator.hip.residency import resident_blocks
 from forgec.emulator.hip.state import HipError, State, read_pointer, store
 from forgec.emulator.instructions import read_instructions
 from forgec.emulator.launch import CompiledKernel
+from forgec.emulator.residency import resident_blocks
 from forgec.errors import DeviceError, ForgeError
 
 __all__ = ["ModuleCalls"]

@@ -9,6 +9,8 @@ void *malloc(u64);
 void free(void *);
 void *memset(void *, int, u64);
 void *memcpy(void *, const void *, u64);
+int sched_yield(void);
+int usleep(u32);
 
 #define SHARED_HI 0x00010000u  /* high halves of the LDS and scratch apertures: no host pointer reaches them */
 #define PRIVATE_HI 0x00020000u
@@ -23,7 +25,10 @@ int emu_trap(Wave *w, u32 code, u32 site, u32 lane, u64 address, u64 extra) {
 }
 
 static void lock(Launch *L) {
-  while (__atomic_exchange_n(&L->lock, 1, __ATOMIC_ACQUIRE)) __builtin_ia32_pause();
+  for (u32 tries = 1; __atomic_exchange_n(&L->lock, 1, __ATOMIC_ACQUIRE); ++tries) {
+    if (tries % 64) __builtin_ia32_pause();
+    else sched_yield(); /* the holder may wait for this very core */
+  }
 }
 
 static void unlock(Launch *L) { __atomic_store_n(&L->lock, 0, __ATOMIC_RELEASE); }
@@ -90,6 +95,8 @@ static void init_wave(Launch *L, Group *g, Wave *w, u32 index, u32 thread) {
   w->signal_phase = 0xffffffffu;
   w->n_pending = 0;
   w->record = w->acquired = 0;
+  w->poll_address = 0;
+  w->spins = 0;
   w->rng = (L->seed + 1) * 0x9e3779b97f4a7c15UL + ((u64)g->id[0] << 20 ^ (u64)g->id[1] << 40 ^ index) + 1;
   w->thread = thread;
   w->cnt = L->counts + (u64)thread * 2 * L->n_counts;
@@ -178,14 +185,16 @@ static Group *make_group(Launch *L, u64 number, u32 thread) {
   return g;
 }
 
-enum { GROUP_DONE, GROUP_SPINS, GROUP_TRAPPED };
+enum { GROUP_DONE, GROUP_SPINS, GROUP_STUCK, GROUP_TRAPPED }; /* stuck: spinning as it was when it was taken */
 
 static int run_wave(Launch *L, Group *g, Wave *w) {
   w->budget = L->quantum;
   if (L->seed) w->budget = 1 + (i64)(random64(&w->rng) % L->quantum);
   set_mxcsr(mxcsr_of_mode(w->mode));
+  w->spins = 0;
   int r = L->run(w);
   set_mxcsr(0x1f80);
+  if (r == RUN_YIELD && w->spins) r = RUN_SLEEP;
   w->status = (u32)r;
   if (r == RUN_END) {
     w->alive = 0;
@@ -197,6 +206,7 @@ static int run_wave(Launch *L, Group *g, Wave *w) {
 
 /* Gives every wave of the group turns until all ended, or nothing moves but spinning waves. */
 static int run_group(Launch *L, Group *g, u32 thread) {
+  u32 phase_before = g->phase, alive_before = g->alive;
   for (u32 i = 0; i < g->n_waves; ++i) {
     g->waves[i].thread = thread;
     g->waves[i].cnt = L->counts + (u64)thread * 2 * L->n_counts;
@@ -219,7 +229,9 @@ static int run_group(Launch *L, Group *g, u32 thread) {
       return GROUP_TRAPPED;
     }
     idle = g->phase == phase && g->alive == alive ? idle + 1 : 0;
-    if ((idle && slept) || idle > 2) return GROUP_SPINS;
+    if ((idle && slept) || idle > 2) {
+      return g->phase == phase_before && g->alive == alive_before ? GROUP_STUCK : GROUP_SPINS;
+    }
     if (L->seed && random64(&g->waves[0].rng) % 4 == 0) return GROUP_SPINS;
   }
 }
@@ -257,6 +269,7 @@ static Group *take(Launch *L, int prefer_new, u32 thread, int *failed) {
   if (!fresh) return g;
   g = make_group(L, nth_group(L, number), thread);
   *failed = !g;
+  __atomic_add_fetch(&L->residents, 1, __ATOMIC_RELAXED);
   return g;
 }
 
@@ -276,6 +289,7 @@ static void put(Launch *L, Group *g, int parked) {
 
 int emu_worker(Launch *L, u32 thread) {
   int prefer_new = 0, failed = 0;
+  u32 stuck = 0;
   while (!__atomic_load_n(&L->stop, __ATOMIC_RELAXED)) {
     Group *g = take(L, prefer_new, thread, &failed);
     if (failed) {
@@ -284,9 +298,15 @@ int emu_worker(Launch *L, u32 thread) {
     }
     if (!g) break;
     int r = run_group(L, g, thread);
-    prefer_new = r == GROUP_SPINS;
-    put(L, g, r == GROUP_SPINS);
+    if (r == GROUP_DONE) __atomic_sub_fetch(&L->residents, 1, __ATOMIC_RELAXED);
+    prefer_new = r == GROUP_SPINS || r == GROUP_STUCK;
+    put(L, g, prefer_new);
     if (r == GROUP_TRAPPED) break;
+    stuck = r == GROUP_STUCK ? stuck + 1 : 0;
+    if (stuck > __atomic_load_n(&L->residents, __ATOMIC_RELAXED)) {
+      usleep(50); /* all wait for a workgroup that another worker holds */
+      stuck = 0;
+    }
   }
   return 0;
 }

@@ -176,12 +176,23 @@ static int lds_races(Wave *w, u32 site, const Lanes *x, u32 bytes, int kind, int
 typedef u16 __attribute__((aligned(1), may_alias)) un16;
 typedef u32 __attribute__((aligned(1), may_alias)) un32;
 
+/* A wave that finds the same value at the same address again waits for another one: its turn ends at the next loop. */
+static void poll(Wave *w, u64 address, u32 value) {
+  if (address == w->poll_address && value == w->poll_value) {
+    w->budget = 0;
+    w->spins = 1;
+  } else {
+    w->budget -= 256;
+  }
+  w->poll_address = address;
+  w->poll_value = value;
+}
+
 static int load(Wave *w, u32 site, int space, const U64 *addr, int dst, int bytes, int flags) {
   Lanes x;
   if (resolve(w, site, space, addr, (u32)bytes, 0, &x)) return RUN_TRAP;
   mask m = x.m;
   if (!m) return 0;
-  if (flags & F_COHERENT) w->budget -= 256;
   if (w->L->records && space != SPACE_LDS && space != SPACE_SCRATCH && !(flags & F_DEVICE) &&
       fence_reads(w, site, &x, (u32)bytes))
     return RUN_TRAP;
@@ -225,7 +236,11 @@ static int load(Wave *w, u32 site, int space, const U64 *addr, int dst, int byte
 
 int emu_load(Wave *w, u32 site, int space, const U64 *addr, int dst, int bytes, int flags) {
   if (load(w, site, space, addr, dst, bytes, flags)) return RUN_TRAP;
-  if (UNLIKELY(flags & F_DEVICE) && w->L->records && EXEC) fence_observe(w);
+  if (UNLIKELY(flags & (F_COHERENT | F_DEVICE)) && EXEC) {
+    u32 first = (u32)__builtin_ctzl(EXEC);
+    if (flags & F_COHERENT) poll(w, (*addr)[first], w->v[dst][first]);
+    if (flags & F_DEVICE && w->L->records) fence_observe(w);
+  }
   return 0;
 }
 
@@ -353,6 +368,7 @@ int emu_atomic(Wave *w, u32 site, int space, const U64 *addr, int dst, int src, 
     fence_release(w);
     fence_wrote(w, &x, (u32)bytes);
   }
+  u64 changed = 0;
   w->budget -= 16;
   for (mask r = x.m; r; r &= r - 1) {
     u32 l = (u32)__builtin_ctzl(r);
@@ -363,10 +379,12 @@ int emu_atomic(Wave *w, u32 site, int space, const U64 *addr, int dst, int src, 
       u64 *p = (u64 *)x.p[l], seen = __atomic_load_n(p, __ATOMIC_SEQ_CST);
       while (!__atomic_compare_exchange_n(p, &seen, atomic_result(op, 1, seen, v, c), 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {}
       old = seen;
+      changed |= old != atomic_result(op, 1, old, v, c);
     } else {
       u32 *p = (u32 *)x.p[l], seen = __atomic_load_n(p, __ATOMIC_SEQ_CST);
       while (!__atomic_compare_exchange_n(p, &seen, (u32)atomic_result(op, 0, seen, v, c), 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {}
       old = seen;
+      changed |= old != (u32)atomic_result(op, 0, old, v, c);
     }
     if (flags & F_RETURN) {
       w->v[dst][l] = (u32)old;
@@ -374,6 +392,10 @@ int emu_atomic(Wave *w, u32 site, int space, const U64 *addr, int dst, int src, 
     }
   }
   if (fenced && flags & F_RETURN) fence_observe(w);
+  if (!changed && flags & F_RETURN && x.m) {
+    u32 first = (u32)__builtin_ctzl(x.m);
+    poll(w, (*addr)[first], w->v[dst][first]);
+  }
   return 0;
 }
 
@@ -384,7 +406,6 @@ int emu_sload(Wave *w, u32 site, u64 addr, int dst, int bytes, int flags) {
   if (bytes >= 4 && addr & 3) return emu_trap(w, TRAP_MISALIGNED, site, 0, addr, 4);
   if (check_global(w, site, 0, addr, (u32)bytes, 0)) return RUN_TRAP;
   const u8 *p = (const u8 *)addr;
-  if (flags & F_COHERENT) w->budget -= 256;
   if (L->records && !(flags & F_DEVICE) && check_fence(w, site, 0, addr, (u32)bytes)) return RUN_TRAP;
   if (bytes < 4) {
     u32 x = bytes == 1 ? *p : *(const un16 *)p;
@@ -393,6 +414,7 @@ int emu_sload(Wave *w, u32 site, u64 addr, int dst, int bytes, int flags) {
   } else {
     for (int i = 0; i < bytes / 4; ++i) w->s[dst + i] = ((const un32 *)p)[i];
   }
+  if (flags & F_COHERENT) poll(w, addr, w->s[dst]);
   if (!L->checks) return 0;
   if (L->records && flags & F_DEVICE) fence_observe(w);
   const u8 *sh = L->shadow + (addr - L->arena_lo);

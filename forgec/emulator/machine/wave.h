@@ -110,6 +110,7 @@ typedef struct {
   u64 next, total;
   u32 lock, stop;
   u32 record_next, clock;
+  u32 residents;          /* workgroups that have started and not ended */
   struct Group *parked_head, *parked_tail, *pool;
   Trap trap;
 } Launch;
@@ -135,6 +136,8 @@ typedef struct Wave {
   struct Group *g;
   Launch *L;
   u32 thread, status, alive, signal_phase;
+  u64 poll_address;       /* of the last load past the caches or atomic, what it brought, and whether that is a spin */
+  u32 poll_value, spins;
   u8 *scratch;            /* lane-major: lane l owns [l * scratch_size, (l + 1) * scratch_size) */
   u64 rng;
   /* checked mode */
