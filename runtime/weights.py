@@ -19,7 +19,8 @@ from .manifest import Manifest
 __all__ = ["Weights", "check_files", "read_file"]
 
 _HINT = "the file was changed after the package was written: copy the package again, or recompile it"
-_MAX_HASH_THREADS = 4
+#: SHA-256 runs at 1 to 2 GB/s a core, and a fast bus brings 20 GB/s and more.
+_MAX_HASH_THREADS = 16
 
 
 def read_file(manifest: Manifest, relative: str, *, verify: bool = True) -> bytes:

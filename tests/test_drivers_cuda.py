@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import runtime
@@ -16,7 +17,7 @@ from runtime.driver import DriverOptions
 from runtime.driver_cuda import CudaDriver
 from runtime.errors import DeviceError, UsageError
 from runtime.libcuda import CudaLibrary
-from runtime.staging import CHUNK_BYTES
+from runtime.staging import BULK_BYTES, BULK_CHUNKS, CHUNK_BYTES
 from tests import fake_gpu
 from tests.toy_package import compiled, expected_tokens, use_other_kernels, write_package
 
@@ -96,6 +97,55 @@ def test_uploads_larger_than_the_staging_chunks(driver: CudaDriver) -> None:
     assert [driver.wait(ticket) for ticket in tickets][1:] == [
         data[64 * i : 64 * i + 64] for i in range(1, 10)
     ]
+    driver.free(address)
+
+
+@pytest.mark.parametrize("size", [BULK_BYTES, BULK_CHUNKS * CHUNK_BYTES + 3 * CHUNK_BYTES + 12_345])
+def test_large_uploads_go_through_a_ring_of_their_own(
+    driver: CudaDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """The fake device copies nothing before somebody waits: a chunk filled too early would show."""
+    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
+    data = np.random.default_rng().integers(0, 256, size, np.uint8)
+    address = driver.malloc(size + 1)
+    driver.memset(address + size, 7, 1)
+    driver.upload(address, data.data)
+    driver.memset(address + 9, 3, 1)  # behind the upload
+    back = bytearray(size + 1)
+    driver.download(address, back)
+    data[9] = 3
+    assert back[-1] == 7
+    assert np.array_equal(np.frombuffer(back, np.uint8)[:-1], data)
+    calls = (tmp_path / "log").read_text().split()
+    assert calls.count("cuMemHostAlloc") == calls.count("cuMemFreeHost") == 1
+    assert calls.count("cuEventCreate") == calls.count("cuEventDestroy_v2") == BULK_CHUNKS
+    assert calls.count("cuMemcpyHtoDAsync_v2") == -(-size // CHUNK_BYTES)
+    driver.free(address)
+
+
+def test_a_large_upload_that_fails(
+    driver: CudaDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = np.zeros(BULK_BYTES, np.uint8)
+    address = driver.malloc(len(data))
+    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("FAKE_FAIL", "cuMemcpyHtoDAsync_v2")
+    with pytest.raises(DeviceError, match="cuMemcpyHtoDAsync_v2 failed: 999"):
+        driver.upload(address, data.data)
+    calls = (tmp_path / "log").read_text().split()
+    assert calls.count("cuMemHostAlloc") == calls.count("cuMemFreeHost") == 1
+    monkeypatch.delenv("FAKE_FAIL")
+    driver.upload(address, data.data)
+    driver.free(address)
+
+
+def test_copies_within_the_device(driver: CudaDriver) -> None:
+    address = driver.malloc(100)
+    driver.upload(address, bytes(range(100)))
+    driver.copy(address + 50, address, 50)
+    back = bytearray(100)
+    driver.download(address, back)
+    assert bytes(back) == bytes(range(50)) * 2
     driver.free(address)
 
 

@@ -87,6 +87,7 @@ from pathlib import Path
 from runtime.driver import DriverOptions
 from runtime.driver_hip import HipDriver
 from runtime.errors import DeviceError
+from runtime.staging import BULK_BYTES
 import runtime
 
 driver = HipDriver(DriverOptions(Path("."), "gfx1100", 32))
@@ -112,6 +113,16 @@ for call, part in (
         assert part in error.message, error.message
     else:
         raise AssertionError(part)
+driver.copy(address, address + 100, 50)
+driver.download(address, back)
+assert bytes(back[:50]) == data[100:150]
+driver.free(address)
+data = random.randbytes(BULK_BYTES + 12_345)
+address = driver.malloc(len(data))
+driver.upload(address, data)
+back = bytearray(len(data))
+driver.download(address, back)
+assert back == data
 driver.free(address)
 driver.close()
 driver.close()
