@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from forgec.plan.stages import (
+    POINTWISE,
     AttentionDecodeParams,
     AttentionPrefillParams,
     ElementwiseParams,
@@ -12,6 +13,7 @@ from forgec.plan.stages import (
     MatmulParams,
     MatvecParams,
     NormParams,
+    NormRopeKVParams,
     QKParams,
     QuantiseParams,
     RopeFields,
@@ -29,6 +31,8 @@ from forgec.targets import get_target
 __all__ = ["examples", "linear_examples"]
 
 ROPE = RopeFields(9, 3, 64, 64, False, 512, "f16")
+UNROTATED = RopeFields(9, 3, 64, 0, True, 512, "f16")
+ONE = (Segment("q4_1", 64),)
 GATED = (Segment("q4_1", 1536), Segment("q4_1", 1536))
 MIXED = (Segment("q4_0", 576), Segment("f16", 192), Segment("bf16", 192))
 BLOCKED = (Segment("q4_1", 576), Segment("q8_0", 192), Segment("q4_0", 192))
@@ -45,7 +49,7 @@ def examples(target_name: str) -> list[StageParams]:
         AttentionDecodeParams(*common, *attention, splits=4, lanes_per_key=min(8, target.wave)),
         AttentionPrefillParams(*common, *attention, causal=True, tile_queries=keys, tile_keys=keys),
         ElementwiseParams(*common, "add", 576),
-        ElementwiseParams(*common, "silu", 576),
+        *(ElementwiseParams(*common, op, 576, 30.0) for op in POINTWISE),
         KVAppendParams(*common, 3, 64, 512, "f16"),
         MaskParams(*common, 9, 512, True),
         QKParams(*common, *attention),
@@ -67,17 +71,27 @@ def linear_examples(target_name: str) -> list[StageParams]:
     return [
         EmbeddingParams(*common, "q8_0", "rows", 576, 49152, decode=True),
         EmbeddingParams(*common, "f32", "rows", 576, 49152, decode=False),
+        EmbeddingParams(*common, "f16", "rows", 576, 49152, decode=True, positions=True),
         NormParams(*common, 576, 1e-5, "f32"),
         NormParams(*common, 576, 1e-5, "q8"),
         QuantiseParams(*common, 1536),
+        NormParams(*common, 576, 1e-5, "f32", centred=True, bias=True),
+        NormParams(*common, 64, 1e-5, "f32", groups=9, own_weights=True),
+        NormParams(*common, 576, 1e-5, "f32", residual=True),
         RopeKVParams(*common, ROPE),
+        RopeKVParams(*common, UNROTATED),
+        NormRopeKVParams(*common, ROPE, "head", 1e-6, centred=False),
+        NormRopeKVParams(*common, UNROTATED, "heads", 1e-5, centred=True),
+        NormRopeKVParams(*common, ROPE, "row", 1e-6, centred=False),
         MatvecParams(
             *common, 576, BLOCKED, "rows", "q8", "rope_kv", False, "rmsnorm", 1e-5, False, lanes, 2, ROPE
         ),
         MatvecParams(
             *common, 576, MIXED, "rows", "f32", "rope_kv", True, "rmsnorm", 1e-5, False, lanes, 2, ROPE
         ),
-        MatvecParams(*common, 576, GATED, "rows", "q8", "swiglu", False, "rmsnorm", 1e-5, False, lanes, 2),
+        MatvecParams(
+            *common, 576, GATED, "rows", "q8", "gated", False, "rmsnorm", 1e-5, False, lanes, 2, then="silu"
+        ),
         MatvecParams(*common, 1536, GATED[:1], "rows", "q8", "residual", False, "none", 0.0, False, lanes, 2),
         MatvecParams(
             *common, 12288, GATED[:1], "rows", "f32", "residual", False, "none", 0.0, False, target.wave, 2
@@ -85,8 +99,28 @@ def linear_examples(target_name: str) -> list[StageParams]:
         MatvecParams(
             *common, 576, (Segment("f32", 999),), "rows", "f32", "store", False, "rmsnorm", 1e-5, True, 1, 4
         ),
+        *(
+            MatvecParams(
+                *common,
+                64,
+                ONE,
+                "rows",
+                "f32",
+                "store",
+                True,
+                norm,
+                1e-5,
+                False,
+                lanes,
+                2,
+                then=then,
+                factor=30.0,
+            )
+            for norm, then in (("layernorm", "gelu"), ("rmsnorm", "softcap"), ("none", "scale"))
+        ),
         MatmulParams(*tile, 576, BLOCKED, "rows", "q8", "store", True, size, size),
+        MatmulParams(*tile, 576, GATED[:1], "rows", "f32", "store", True, size, size, then="squared_relu"),
         MatmulParams(*tile, 576, MIXED, "rows", "f32", "residual", False, size, size),
-        MatmulParams(*tile, 576, GATED, "rows", "q8", "swiglu", False, size, size),
-        MatmulParams(*tile, 576, GATED, "rows", "f32", "swiglu", False, size, size),
+        MatmulParams(*tile, 576, GATED, "rows", "q8", "gated", False, size, size, then="silu"),
+        MatmulParams(*tile, 576, GATED, "rows", "f32", "gated", False, size, size, then="silu"),
     ]

@@ -308,12 +308,12 @@ NORM = Value("norm", (64,), "f32", "weight", "norm")
     ("op", "inputs", "message"),
     [
         (
-            ops.FusedLinear(ops.NoPrologue(), ops.SwiGLU(), 3, False),
+            ops.FusedLinear(ops.NoPrologue(), ops.Gated(ops.SiLU()), 3, False),
             (X, W, W, W),
-            "expected SwiGLU with 2 segments, found 3",
+            "expected Gated with 2 segments, found 3",
         ),
         (
-            ops.FusedLinear(ops.NoPrologue(), ops.SwiGLU(), 2, False),
+            ops.FusedLinear(ops.NoPrologue(), ops.Gated(ops.SiLU()), 2, False),
             (X, W, dataclasses.replace(W, shape=(40, 64))),
             "expected gate and up of equal length, found 48 and 40",
         ),

@@ -108,7 +108,7 @@ def test_tooltips_tell_types_and_bytes() -> None:
     assert box.tooltip == "\n".join(
         [
             "layer0.ffn_gate_up",
-            "FusedLinear[rmsnorm(eps=1e-05) | 2 x Linear | swiglu]",
+            "FusedLinear[rmsnorm(eps=1e-05) | 2 x Linear | gated(activation=SiLU)]",
             "<- x: layer0.attn_residual f32[rows, 64], 256 B per token",
             "<- norm_weight: blk.0.ffn_norm.weight f32[64], 256 B, plain",
             "<- weight0: blk.0.ffn_gate.weight q4_1[128, 64], 5.12 kB, rows",

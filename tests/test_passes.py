@@ -60,7 +60,7 @@ def test_the_pipeline_leaves_five_nodes_per_layer() -> None:
         ("FusedLinear", ops.RMSNormPrologue, ops.RopeKV),
         ("Attention", none, none),
         ("FusedLinear", ops.NoPrologue, ops.Residual),
-        ("FusedLinear", ops.RMSNormPrologue, ops.SwiGLU),
+        ("FusedLinear", ops.RMSNormPrologue, ops.Gated),
         ("FusedLinear", ops.NoPrologue, ops.Residual),
     ]
     head = [node for node in graph.topo() if node.layer is None]
@@ -75,9 +75,12 @@ def test_biases_reach_the_fused_ops() -> None:
     assert qkv.op.by_role(qkv.inputs) == ops.LinearInputs(
         x="embedding",
         norm_weight="blk.0.attn_norm.weight",
+        norm_bias=None,
         weights=tuple(f"blk.0.attn_{s}.weight" for s in "qkv"),
         biases=tuple(f"blk.0.attn_{s}.bias" for s in "qkv"),
         residual=None,
+        q_norm=None,
+        k_norm=None,
         rope_table="rope_table",
         k_cache="kv.k.0",
         v_cache="kv.v.0",
@@ -170,11 +173,15 @@ def test_the_callback_sees_the_import_and_every_pass() -> None:
         (0, "import"),
         (1, "fuse-attention"),
         (2, "fuse-qkv"),
-        (3, "fuse-swiglu"),
-        (4, "fuse-residual"),
-        (5, "fuse-norm"),
-        (6, "dead-code"),
-        (7, "choose-layout"),
+        (3, "fuse-gated"),
+        (4, "fuse-logits"),
+        (5, "fuse-pointwise"),
+        (6, "fuse-residual"),
+        (7, "fuse-norm-add"),
+        (8, "split-norm"),
+        (9, "fuse-norm"),
+        (10, "dead-code"),
+        (11, "choose-layout"),
     ]
     assert all(r.seconds >= 0 for r in results)
 

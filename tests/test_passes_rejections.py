@@ -12,10 +12,10 @@ from forgec.ir.graph import Graph, Node, Rewrite, Value
 from forgec.ir.printer import format_graph
 from forgec.ir.verify import verify
 from forgec.passes.fuse_attention import FuseAttention
+from forgec.passes.fuse_gated import FuseGated
 from forgec.passes.fuse_norm import FuseNorm
 from forgec.passes.fuse_qkv import FuseQKV
 from forgec.passes.fuse_residual import FuseResidual
-from forgec.passes.fuse_swiglu import FuseSwiGLU
 from forgec.passes.match import FusionPass
 from forgec.targets import get_target
 from tests.ir_models import edited, one_layer, with_inputs, with_node, with_op
@@ -176,20 +176,20 @@ def test_qkv_would_depend_on_itself() -> None:
 @pytest.mark.parametrize("value", ["ffn_gate", "ffn_up", "ffn_silu"])
 def test_swiglu_needs_gate_and_up_for_itself(value: str) -> None:
     graph = with_node(one_layer(), "layer0.extra", ops.SiLU(), f"layer0.{value}")
-    check_rejected(FuseSwiGLU(), graph, "layer0.ffn_gate_up")
-    check_rejected(FuseSwiGLU(), as_output(one_layer(), f"layer0.{value}"), "layer0.ffn_gate_up")
+    check_rejected(FuseGated(), graph, "layer0.ffn_gate_up")
+    check_rejected(FuseGated(), as_output(one_layer(), f"layer0.{value}"), "layer0.ffn_gate_up")
 
 
 def test_swiglu_reads_one_value() -> None:
     graph = with_inputs(one_layer(), "layer0.ffn_up", x="layer0.attn_residual")
-    check_rejected(FuseSwiGLU(), graph, "layer0.ffn_gate_up")
+    check_rejected(FuseGated(), graph, "layer0.ffn_gate_up")
 
 
 @pytest.mark.parametrize("biased", ["layer0.ffn_gate", "layer0.ffn_up"])
 def test_swiglu_has_both_biases_or_none(biased: str) -> None:
-    check_rejected(FuseSwiGLU(), with_bias(one_layer(), biased), "layer0.ffn_gate_up")
+    check_rejected(FuseGated(), with_bias(one_layer(), biased), "layer0.ffn_gate_up")
     both = with_bias(one_layer(), "layer0.ffn_gate", "layer0.ffn_up")
-    assert verify(FuseSwiGLU().run(both, TARGET)).nodes["layer0.ffn_gate_up"].inputs[3:] == (
+    assert verify(FuseGated().run(both, TARGET)).nodes["layer0.ffn_gate_up"].inputs[3:] == (
         "layer0.ffn_gate.bias",
         "layer0.ffn_up.bias",
     )
@@ -197,12 +197,12 @@ def test_swiglu_has_both_biases_or_none(biased: str) -> None:
 
 def test_swiglu_multiplies_two_projections() -> None:
     graph = with_inputs(one_layer(), "layer0.ffn_mul", b="layer0.ffn_gate")
-    check_rejected(FuseSwiGLU(), graph, "layer0.ffn_gate_up")
+    check_rejected(FuseGated(), graph, "layer0.ffn_gate_up")
 
 
 def test_swiglu_takes_the_product_in_either_order() -> None:
     graph = with_inputs(one_layer(), "layer0.ffn_mul", a="layer0.ffn_up", b="layer0.ffn_silu")
-    fused = FuseSwiGLU().run(graph, TARGET).nodes["layer0.ffn_gate_up"]
+    fused = FuseGated().run(graph, TARGET).nodes["layer0.ffn_gate_up"]
     assert fused.inputs[1:] == ("blk.0.ffn_gate.weight", "blk.0.ffn_up.weight")
 
 

@@ -209,7 +209,9 @@ def test_fused_linear_is_its_parts(rng: np.random.Generator, bias: bool) -> None
         return one(op, x, norm, *weights, *biases[: len(weights)], *residual)
 
     np.testing.assert_allclose(fused(ops.Store(), gate, up), np.concatenate(y, axis=1), **CLOSE)
-    np.testing.assert_allclose(fused(ops.SwiGLU(), gate, up), y[0] / (1 + np.exp(-y[0])) * y[1], **CLOSE)
+    np.testing.assert_allclose(
+        fused(ops.Gated(ops.SiLU()), gate, up), y[0] / (1 + np.exp(-y[0])) * y[1], **CLOSE
+    )
     other = rng.standard_normal((3, 5))
     np.testing.assert_allclose(fused(ops.Residual(), gate, residual=(other,)), other + y[0], **CLOSE)
 

@@ -278,10 +278,10 @@ class TestReading:
         ("scaling", "kind", "message"),
         [
             (
-                {"type": "longrope"},
+                {"type": "dynamic"},
                 UnsupportedModelError,
-                "metadata key 'llama.rope.scaling.type' is 'longrope'; "
-                "supported are 'none', 'linear', 'llama3' and 'yarn'",
+                "metadata key 'llama.rope.scaling.type' is 'dynamic'; "
+                "supported are 'none', 'linear', 'llama3', 'yarn' and 'longrope'",
             ),
             (
                 {"type": "yarn", "yarn_ext_factor": 0.5},
@@ -327,8 +327,30 @@ class TestReading:
             "tensor 'rope_freqs.weight' has shape [9], expected [8]: half of 'llama.rope.dimension_count'"
         )
 
-    @pytest.mark.parametrize("name", ["rope_factors_long.weight", "rope_factors_short.weight"])
-    def test_long_rope_tensors(self, tmp_path: Path, name: str) -> None:
-        with pytest.raises(UnsupportedModelError) as caught:
+    @pytest.mark.parametrize("kind", ["long", "short"])
+    def test_long_rope_needs_both_tensors(self, tmp_path: Path, kind: str) -> None:
+        name = f"rope_factors_{kind}.weight"
+        with pytest.raises(GGUFError) as caught:
             rope_of(tmp_path, {}, tensors={name: np.ones(8, np.float32)})
-        assert caught.value.message == f"tensor '{name}' belongs to LongRoPE, which is not supported"
+        other = name.replace(kind, {"long": "short", "short": "long"}[kind])
+        assert caught.value.message == f"tensor '{other}' of [8] is missing; LongRoPE needs both"
+
+    def test_long_rope_chooses_its_factors_by_the_context(self, tmp_path: Path) -> None:
+        tensors = {
+            f"rope_factors_{kind}.weight": np.full(8, f, np.float32)
+            for kind, f in (("short", 2), ("long", 4))
+        }
+        scaling = {
+            "scaling.type": "longrope",
+            "scaling.original_context_length": 32,
+            "scaling.attn_factor": 1.5,
+        }
+        rope = rope_of(tmp_path, scaling, tensors=tensors)
+        assert rope.factors_tensor(32) == "rope_factors_short.weight"
+        assert rope.factors_tensor(33) == "rope_factors_long.weight"
+        assert (rope.scaling, rope.magnitude) == ("none", 1.5)
+        plain = rope.local(rope.freq_base)
+        np.testing.assert_allclose(
+            rope.inverse_frequencies(np.full(8, 4.0)), plain.inverse_frequencies() / 4, rtol=EXACT
+        )
+        assert plain.factors_tensor(33) is None and plain.magnitude == 1.0

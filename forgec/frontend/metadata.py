@@ -86,6 +86,34 @@ class ModelKeys:
             )
         return float(value)
 
+    def optional_number(self, suffix: str, low: float, high: float) -> float | None:
+        """As ``number``; None where the key is missing."""
+        return self.number(suffix, low, high) if self.has(suffix) else None
+
+    def flag(self, suffix: str) -> bool | None:
+        """A truth value; None where the key is missing."""
+        if not self.has(suffix):
+            return None
+        value = self._value(suffix, None)
+        if not isinstance(value, bool):
+            raise GGUFError(f"metadata key '{self.key(suffix)}' must be a bool, found {described(value)}")
+        return value
+
+    def layer_flags(self, suffix: str, layers: int) -> tuple[bool, ...] | int | None:
+        """One truth value per layer, or an integer of 0 or more, or None where the key is missing."""
+        if not self.has(suffix):
+            return None
+        value, key = self._value(suffix, None), self.key(suffix)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= layers:
+            return value
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "iub":
+            raise GGUFError(
+                f"metadata key '{key}' must be an array of bools or an integer from 0 to {layers}"
+            )
+        if len(value) < layers:
+            raise GGUFError(f"metadata key '{key}' has {len(value)} values for {layers} layers")
+        return tuple(bool(flag) for flag in value[:layers])
+
     def text(self, suffix: str, default: str) -> str:
         """A string; a missing key gives ``default``."""
         value = self._value(suffix, default)

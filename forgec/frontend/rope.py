@@ -6,7 +6,7 @@ The meaning of each scaling is llama.cpp's, computed in float64. Nothing here ro
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,11 @@ from forgec.errors import GGUFError, UnsupportedModelError
 from forgec.frontend.gguf_values import quoted
 from forgec.frontend.metadata import ModelKeys
 
-__all__ = ["INTERLEAVED_ARCHITECTURES", "RopeSpec", "read_rope"]
+__all__ = ["INTERLEAVED_ARCHITECTURES", "LONG_FACTORS", "RopeSpec", "read_rope"]
 
 FREQ_FACTORS = "rope_freqs.weight"
-_LONG_ROPE_FACTORS = ("rope_factors_long.weight", "rope_factors_short.weight")
+#: LongRoPE has two: the short factors for contexts up to the original one, the long factors above.
+LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 _TABLE_ROWS = 4096  # positions computed at a time, which bounds the float64 temporaries
 
 # Architectures whose Q and K rows are stored for pairs (2i, 2i+1): LLAMA_ROPE_TYPE_NORM. The GGUF converter
@@ -80,7 +81,8 @@ class RopeSpec:
       attention_factor · (1 + 0.1 ln factor).
 
     ``interleaved`` pairs are (2i, 2i+1), the others (i, i + dimension_count/2). ``attention_factor`` scales
-    cosines and sines in every scaling. ``original_context_length`` is in tokens.
+    cosines and sines in every scaling. ``original_context_length`` is in tokens. LongRoPE (arXiv 2402.13753)
+    is ``none`` or ``linear`` with ``freq_factors`` for contexts up to it and ``long_factors`` above.
     Source: ggml/src/ggml-cpu/ops.cpp (rope_yarn), llama.cpp src/llama-context.cpp; YaRN: arXiv 2309.00071.
     """
 
@@ -94,6 +96,24 @@ class RopeSpec:
     beta_fast: float
     beta_slow: float
     freq_factors: str | None
+    long_factors: str | None = None
+
+    def factors_tensor(self, context_length: int) -> str | None:
+        """The tensor whose values ``table`` needs for a context of so many tokens; None for none."""
+        long = self.long_factors is not None and context_length > self.original_context_length
+        return self.long_factors if long else self.freq_factors
+
+    def local(self, freq_base: float) -> RopeSpec:
+        """The rotation of sliding-window layers that have their own base and no scaling."""
+        return replace(
+            self,
+            freq_base=freq_base,
+            scaling="none",
+            factor=1.0,
+            attention_factor=1.0,
+            freq_factors=None,
+            long_factors=None,
+        )
 
     @property
     def magnitude(self) -> float:
@@ -190,7 +210,11 @@ def read_rope(keys: ModelKeys, key_length: int, context_length: int) -> RopeSpec
             f"metadata key '{keys.key('rope.dimension_count')}' must be even, found {dimension_count}"
         )
     factor = _factor(keys)
-    freq_factors = _freq_factors(keys, dimension_count)
+    freq_factors = _freq_factors(keys, FREQ_FACTORS, dimension_count)
+    short, long = (_freq_factors(keys, name, dimension_count) for name in (SHORT_FACTORS, LONG_FACTORS))
+    if (short is None) != (long is None):
+        missing = SHORT_FACTORS if short is None else LONG_FACTORS
+        raise GGUFError(f"tensor '{missing}' of [{dimension_count // 2}] is missing; LongRoPE needs both")
     scaling = _scaling(keys, factor, freq_factors is not None)
     # 'llama3' keeps its two corners, given in rotations as well, in the fields that YaRN uses.
     fast, slow = ("yarn_beta_fast", 32.0), ("yarn_beta_slow", 1.0)
@@ -216,7 +240,8 @@ def read_rope(keys: ModelKeys, key_length: int, context_length: int) -> RopeSpec
         attention_factor=attention_factor,
         beta_fast=beta_fast,
         beta_slow=beta_slow,
-        freq_factors=freq_factors,
+        freq_factors=short or freq_factors,
+        long_factors=long,
     )
 
 
@@ -230,20 +255,18 @@ def _scaling(keys: ModelKeys, factor: float, has_freq_factors: bool) -> str:
     # Without a type llama.cpp scales linearly, by a factor that is 1 unless it is given.
     declared = keys.text("rope.scaling.type", "linear")
     key = keys.key("rope.scaling.type")
-    if declared not in ("none", "linear", "llama3", "yarn"):
+    if declared not in ("none", "linear", "llama3", "yarn", "longrope"):
         raise UnsupportedModelError(
-            f"metadata key '{key}' is {quoted(declared)}; supported are 'none', 'linear', 'llama3' and 'yarn'"
+            f"metadata key '{key}' is {quoted(declared)}; supported are 'none', 'linear', 'llama3', 'yarn' "
+            f"and 'longrope'"
         )
-    for tensor in _LONG_ROPE_FACTORS:
-        if tensor in keys.gguf.tensors:
-            raise UnsupportedModelError(f"tensor '{tensor}' belongs to LongRoPE, which is not supported")
     if declared == "yarn":
         if factor < 1.0:
             raise GGUFError(
                 f"'{keys.key('rope.scaling.factor')}' must be at least 1 for YaRN, found {factor:g}"
             )
         return "yarn"
-    if declared == "linear" and factor != 1.0:
+    if declared in ("linear", "longrope") and factor != 1.0:
         return "linear"
     if has_freq_factors:
         return "llama3"
@@ -254,16 +277,16 @@ def _scaling(keys: ModelKeys, factor: float, has_freq_factors: bool) -> str:
     return "none"
 
 
-def _freq_factors(keys: ModelKeys, dimension_count: int) -> str | None:
-    info = keys.gguf.tensors.get(FREQ_FACTORS)
+def _freq_factors(keys: ModelKeys, tensor: str, dimension_count: int) -> str | None:
+    info = keys.gguf.tensors.get(tensor)
     if info is None:
         return None
     if info.shape != (dimension_count // 2,):
         raise GGUFError(
-            f"tensor '{FREQ_FACTORS}' has shape {list(info.shape)}, expected [{dimension_count // 2}]: "
+            f"tensor '{tensor}' has shape {list(info.shape)}, expected [{dimension_count // 2}]: "
             f"half of '{keys.key('rope.dimension_count')}'"
         )
-    return FREQ_FACTORS
+    return tensor
 
 
 def _yarn_attention_factor(keys: ModelKeys, factor: float) -> float:

@@ -34,6 +34,11 @@ class ModelSpec:
     ``vocab_size_source`` says where the size came from: 'metadata', 'tensor <name> axis <n>' or
     'architecture default'. ``tied_embeddings``: the output matrix is the embedding matrix.
     ``quant_types`` counts tensors by type name, the most frequent first.
+
+    What only some architectures have is None (the window 0) where the metadata do not give it; what that
+    means is for the architecture's module to say. ``sliding_window`` is in tokens, ``window_pattern`` one
+    truth per layer or a period, caps and the ALiBi exponent are as in ``ir.ops``, and ``rope_local_base`` is
+    the base of the layers with a window.
     """
 
     architecture: str
@@ -53,6 +58,29 @@ class ModelSpec:
     tied_embeddings: bool
     parameter_count: int
     quant_types: tuple[tuple[str, int], ...]
+    sliding_window: int = 0
+    window_pattern: tuple[bool, ...] | int | None = None
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    logit_scale: float | None = None
+    embedding_scale: float | None = None
+    residual_scale: float | None = None
+    alibi_bias: float | None = None
+    qkv_clamp: float | None = None
+    rope_local_base: float | None = None
+    rope_finetuned: bool | None = None
+    parallel_residual: bool | None = None
+
+    def windowed(self, layer: int, period: int) -> bool:
+        """Whether a layer has the sliding window, by the file's pattern, else all but every ``period``-th.
+
+        Source: llama.cpp, llama_hparams::set_swa_pattern.
+        """
+        pattern = period if self.window_pattern is None else self.window_pattern
+        if isinstance(pattern, tuple):
+            return pattern[layer]
+        return pattern == 0 or layer % pattern < pattern - 1
 
 
 def read_spec(gguf: GGUFFile) -> ModelSpec:
@@ -92,7 +120,28 @@ def read_spec(gguf: GGUFFile) -> ModelSpec:
         tied_embeddings=not any(map(is_output_matrix, gguf.tensors)),
         parameter_count=sum(info.elements for info in gguf.tensors.values()),
         quant_types=_quant_types(gguf),
+        sliding_window=_sliding_window(keys),
+        window_pattern=keys.layer_flags("attention.sliding_window_pattern", block_count),
+        attention_scale=keys.optional_number("attention.scale", 0.0, 1e6),
+        attention_softcap=keys.optional_number("attn_logit_softcapping", 0.0, 1e6),
+        logit_softcap=keys.optional_number("final_logit_softcapping", 0.0, 1e6),
+        logit_scale=keys.optional_number("logit_scale", 0.0, 1e6),
+        embedding_scale=keys.optional_number("embedding_scale", 0.0, 1e6),
+        residual_scale=keys.optional_number("residual_scale", 0.0, 1e6),
+        alibi_bias=keys.optional_number("attention.max_alibi_bias", 0.0, 1e3),
+        qkv_clamp=keys.optional_number("attention.clamp_kqv", 0.0, 1e6),
+        rope_local_base=keys.optional_number("rope.freq_base_swa", 1.01, 1e15),
+        rope_finetuned=keys.flag("rope.scaling.finetuned"),
+        parallel_residual=keys.flag("use_parallel_residual"),
     )
+
+
+def _sliding_window(keys: ModelKeys) -> int:
+    """Tokens; 0, which files also write for "none", where there is no such key."""
+    suffix = "attention.sliding_window"
+    if keys.gguf.metadata.get(keys.key(suffix), 0) == 0:
+        return 0
+    return keys.integer(suffix, MAX_CONTEXT_LENGTH)
 
 
 def _head_length(keys: ModelKeys, suffix: str, embedding_length: int, head_count: int) -> int:

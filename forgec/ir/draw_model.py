@@ -68,6 +68,9 @@ class Drawing:
 _KINDS: dict[type[ops.Op], str] = {
     ops.Embedding: "lookup",
     ops.RMSNorm: "norm",
+    ops.LayerNorm: "norm",
+    ops.HeadNorm: "norm",
+    ops.NormAdd: "norm",
     ops.Linear: "linear",
     ops.Rope: "rope",
     ops.KVAppend: "cache",
@@ -83,16 +86,18 @@ _KINDS: dict[type[ops.Op], str] = {
 }
 
 _TITLES: dict[type[ops.Op], str] = {
-    ops.WeightedV: "Weighted V",
+    ops.HeadNorm: "Norm of heads",
     ops.KVAppend: "KV append",
+    ops.NormAdd: "Norm + residual",
     ops.SoftCap: "Soft cap",
+    ops.WeightedV: "Weighted V",
 }
 
-_EPILOGUES: dict[type[ops.Epilogue], Part] = {
-    ops.Residual: Part("+ residual", "elementwise"),
-    ops.SwiGLU: Part("SwiGLU", "elementwise"),
-    ops.RopeKV: Part("RoPE, KV append", "rope"),
+_PROLOGUES: dict[type[ops.Prologue], Part] = {
+    ops.RMSNormPrologue: Part("RMSNorm", "norm"),
+    ops.LayerNormPrologue: Part("LayerNorm", "norm"),
 }
+_GATES: dict[type[ops.Op], str] = {ops.SiLU: "SwiGLU", ops.GELU: "GeGLU"}
 
 
 def drawing(graph: Graph) -> Drawing:
@@ -161,11 +166,21 @@ def _parts(op: ops.Op) -> tuple[Part, ...]:
     if not isinstance(op, ops.FusedLinear):
         return (Part(_TITLES.get(type(op), type(op).__name__), _KINDS.get(type(op), "elementwise")),)
     parts = [Part("Linear" if op.segments == 1 else f"Linear ×{op.segments}", "linear")]
-    if isinstance(op.prologue, ops.RMSNormPrologue):
-        parts.insert(0, Part("RMSNorm", "norm"))
-    if type(op.epilogue) in _EPILOGUES:
-        parts.append(_EPILOGUES[type(op.epilogue)])
-    return tuple(parts)
+    if type(op.prologue) in _PROLOGUES:
+        parts.insert(0, _PROLOGUES[type(op.prologue)])
+    return (*parts, *_epilogue(op.epilogue))
+
+
+def _epilogue(epilogue: ops.Epilogue) -> tuple[Part, ...]:
+    if isinstance(epilogue, ops.RopeKV):
+        steps = ("QK-norm" if epilogue.norm else "", "RoPE" if epilogue.dims else "", "KV append")
+        return (Part(", ".join(filter(None, steps)), "rope"),)
+    if isinstance(epilogue, ops.Gated):
+        activation = type(epilogue.activation)
+        return (Part(_GATES.get(activation, f"{activation.__name__} gate"), "elementwise"),)
+    assert isinstance(epilogue, (ops.Store, ops.Residual))
+    then = (Part(type(epilogue.then).__name__, "elementwise"),) if epilogue.then else ()
+    return (*then, Part("+ residual", "elementwise")) if isinstance(epilogue, ops.Residual) else then
 
 
 def _tooltip(graph: Graph, node: Node) -> str:

@@ -17,6 +17,7 @@ import networkx as nx
 
 from forgec.errors import VerifyError
 from forgec.frontend.quant import QUANT_BY_NAME
+from forgec.frontend.rope import RopeSpec
 from forgec.ir.ops import Op
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ class Value:
     "f32", "i32" or, for weights, the GGUF type in lower case ("q4_1"). ``kind``:
 
     - "input": what the host writes for a step (the tokens),
-    - "weight": a GGUF tensor, named by ``tensor``,
-    - "constant": made at compile time (the RoPE table; ``tensor`` names its factors where the file has some),
+    - "weight": a GGUF tensor, named by ``tensor``, or the rows from ``first_row`` on that the shape says,
+    - "constant": made at compile time: the table of angles of ``rope`` (``tensor`` names its factors where
+      the file has some),
     - "state": outlives the step (the KV cache). Version 0 is "kv.k.0"; an op that updates it makes
       "kv.k.0@1" in the same storage. "f32" is its mathematical type; how it is stored is the plan's choice,
     - "temp": computed and used within the step.
@@ -53,6 +55,8 @@ class Value:
     tensor: str | None = None
     layer: int | None = None
     layout: str = ""
+    first_row: int = 0
+    rope: RopeSpec | None = None
 
     @property
     def root(self) -> str:

@@ -15,20 +15,29 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 __all__ = [
+    "GELU",
     "QK",
     "Add",
     "Attention",
+    "Clamp",
     "Embedding",
     "Epilogue",
     "FusedLinear",
+    "Gated",
+    "HeadNorm",
     "KVAppend",
+    "LayerNorm",
+    "LayerNormPrologue",
     "Linear",
     "LinearInputs",
     "Mask",
     "Mul",
     "NoPrologue",
+    "NormAdd",
     "Op",
+    "Pointwise",
     "Prologue",
+    "QKNorm",
     "RMSNorm",
     "RMSNormPrologue",
     "Residual",
@@ -40,8 +49,8 @@ __all__ = [
     "SiLU",
     "SoftCap",
     "Softmax",
+    "SquaredReLU",
     "Store",
-    "SwiGLU",
     "WeightedV",
 ]
 
@@ -69,17 +78,23 @@ class Op:
 
 
 @dataclass(frozen=True)
-class Embedding(Op):
-    """y[r] = scale * weight[tokens[r]]
+class Pointwise(Op):
+    """Base of the ops y = f(x) of single elements, any shape: what a FusedLinear can do to its products."""
 
-    tokens i32[rows], weight [vocabulary, E] -> f32[rows, E]. ``scale`` is 1 for llama, sqrt(E) for gemma.
+
+@dataclass(frozen=True)
+class Embedding(Op):
+    """y[r] = scale * weight[tokens[r]] (+ positions[p + r])
+
+    tokens i32[rows], weight [vocabulary, E], positions f32[trained context, E] -> f32[rows, E]. ``scale`` is
+    1 for llama, sqrt(E) for gemma; learned positions are GPT-2's.
     """
 
     scale: float = 1.0
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        return ("tokens", "weight")
+        return ("tokens", "weight", "positions?")
 
 
 @dataclass(frozen=True)
@@ -90,6 +105,40 @@ class RMSNorm(Op):
     """
 
     eps: float
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("x", "weight")
+
+
+@dataclass(frozen=True)
+class LayerNorm(Op):
+    """y[r] = (x[r] - mean(x[r])) / sqrt(var(x[r]) + eps) (* weight) (+ bias)
+
+    x f32[n, E], weight and bias f32[E] where ``weight`` and ``bias`` say so -> f32[n, E].
+    Source: arXiv:1607.06450.
+    """
+
+    eps: float
+    weight: bool
+    bias: bool
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("x", *(("weight",) if self.weight else ()), *(("bias",) if self.bias else ()))
+
+
+@dataclass(frozen=True)
+class HeadNorm(Op):
+    """RMSNorm, or LayerNorm without a bias where ``centred``, of every head by itself (QK-norm).
+
+    x f32[rows, heads*head_length], weight f32[head_length] that all heads share, or f32[heads, head_length]
+    -> like x. Source: arXiv:2302.05442.
+    """
+
+    heads: int
+    eps: float
+    centred: bool
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -177,17 +226,24 @@ class QK(Op):
 
 
 @dataclass(frozen=True)
-class Scale(Op):
-    """y = factor * x, any shape. Attention's factor is 1/sqrt(head_length)."""
+class Scale(Pointwise):
+    """y = factor * x. Attention's factor is 1/sqrt(head_length)."""
 
     factor: float
 
 
 @dataclass(frozen=True)
-class SoftCap(Op):
-    """y = cap * tanh(x / cap), any shape. Source: Gemma 2, arXiv:2408.00118, logit soft-capping."""
+class SoftCap(Pointwise):
+    """y = cap * tanh(x / cap): x bounded to -cap .. cap. Source: Gemma 2, arXiv:2408.00118."""
 
     cap: float
+
+
+@dataclass(frozen=True)
+class Clamp(Pointwise):
+    """y = min(max(x, -limit), limit)."""
+
+    limit: float
 
 
 @dataclass(frozen=True)
@@ -262,8 +318,21 @@ class Mul(Op):
 
 
 @dataclass(frozen=True)
-class SiLU(Op):
-    """y = x / (1 + exp(-x)), any shape. Source: arXiv:1702.03118."""
+class SiLU(Pointwise):
+    """y = x / (1 + exp(-x)). Source: arXiv:1702.03118."""
+
+
+@dataclass(frozen=True)
+class GELU(Pointwise):
+    """y = x / 2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))), the form that llama.cpp takes for all models.
+
+    Source: arXiv:1606.08415.
+    """
+
+
+@dataclass(frozen=True)
+class SquaredReLU(Pointwise):
+    """y = max(x, 0)^2. Source: arXiv:2109.08668."""
 
 
 @dataclass(frozen=True)
@@ -348,31 +417,63 @@ class RMSNormPrologue(Prologue):
 
 
 @dataclass(frozen=True)
+class LayerNormPrologue(Prologue):
+    """x' = LayerNorm(eps, weight, bias)(x[, norm_weight][, norm_bias])."""
+
+    eps: float
+    weight: bool
+    bias: bool
+
+
+@dataclass(frozen=True)
 class Epilogue:
     """What a FusedLinear does with the products y_s = x' . weight_s^T (+ bias_s) of its segments s."""
 
 
 @dataclass(frozen=True)
 class Store(Epilogue):
-    """Output: the products side by side, f32[n, sum of the segments' rows]."""
+    """Output: the products side by side, each element through ``then``: f32[n, sum of the segments' rows]."""
+
+    then: Pointwise | None = None
 
 
 @dataclass(frozen=True)
 class Residual(Epilogue):
-    """Output: residual + y_0, f32[n, out]. One segment."""
+    """Output: residual + then(y_0), f32[n, out]. One segment."""
+
+    then: Pointwise | None = None
 
 
 @dataclass(frozen=True)
-class SwiGLU(Epilogue):
-    """Output: SiLU(y_0) * y_1, f32[n, out]. Two segments: gate, up. Source: arXiv:2002.05202."""
+class Gated(Epilogue):
+    """Output: activation(y_0) * y_1, f32[n, out]. Two segments: gate, up. SwiGLU with SiLU, GeGLU with GELU.
+
+    Source: arXiv:2002.05202.
+    """
+
+    activation: Pointwise
+
+
+@dataclass(frozen=True)
+class QKNorm:
+    """The norms of q and k before their rotation.
+
+    ``span`` "head": HeadNorm with one weight f32[head_length]; "heads": HeadNorm with a weight of
+    f32[heads, head_length]; "row": RMSNorm over the whole projection, with a weight as long.
+    """
+
+    span: str
+    eps: float
+    centred: bool
 
 
 @dataclass(frozen=True)
 class RopeKV(Epilogue):
-    """Outputs: q = Rope(y_0), and the caches with k = Rope(y_1) and v = y_2 appended.
+    """Outputs: q = Rope(norm(y_0)), and the caches with k = Rope(norm(y_1)) and v = y_2 appended.
 
     Three segments: q of heads*head_length rows, k of kv_heads*head_length, v of kv_heads*value_length.
-    Fields as in Rope and KVAppend.
+    Fields as in Rope and KVAppend; ``dims`` 0 rotates nothing and has no table, ``norm`` is None where q and
+    k are not normed.
     """
 
     heads: int
@@ -381,6 +482,7 @@ class RopeKV(Epilogue):
     dims: int
     interleaved: bool
     value_length: int = 0
+    norm: QKNorm | None = None
 
     @property
     def v_length(self) -> int:
@@ -394,9 +496,12 @@ class LinearInputs:
 
     x: str
     norm_weight: str | None
+    norm_bias: str | None
     weights: tuple[str, ...]
     biases: tuple[str, ...]
     residual: str | None
+    q_norm: str | None
+    k_norm: str | None
     rope_table: str | None
     k_cache: str | None
     v_cache: str | None
@@ -407,9 +512,10 @@ class FusedLinear(Op):
     """Products of one x with several matrices, with what comes just before and just after them.
 
     epilogue(prologue(x) . weight_s^T + bias_s for each segment s). Inputs in order: x f32[n, in],
-    [norm_weight f32[in]], a weight [out_s, in] per segment, [a bias f32[out_s] per segment if ``bias``],
-    [residual f32[n, out] for Residual], [rope_table, k_cache, v_cache for RopeKV]. One output, or
-    (q, k_cache', v_cache') for RopeKV.
+    [norm_weight f32[in]], [norm_bias f32[in]], a weight [out_s, in] per segment, [a bias f32[out_s] per
+    segment if ``bias``], [residual f32[n, out] for Residual], [q_norm, k_norm for RopeKV with a norm],
+    [rope_table for RopeKV that rotates], [k_cache, v_cache for RopeKV]. One output, or (q, k_cache',
+    v_cache') for RopeKV.
     """
 
     prologue: Prologue
@@ -420,17 +526,27 @@ class FusedLinear(Op):
     @property
     def input_names(self) -> tuple[str, ...]:
         numbers = range(self.segments)
-        names = ["x"]
-        if isinstance(self.prologue, RMSNormPrologue):
-            names.append("norm_weight")
+        names = ["x", *self.prologue_names]
         names += [f"weight{s}" for s in numbers]
         if self.bias:
             names += [f"bias{s}" for s in numbers]
         if isinstance(self.epilogue, Residual):
             names.append("residual")
         if isinstance(self.epilogue, RopeKV):
-            names += ["rope_table", "k_cache", "v_cache"]
+            names += ["q_norm", "k_norm"] if self.epilogue.norm else []
+            names += ["rope_table"] if self.epilogue.dims else []
+            names += ["k_cache", "v_cache"]
         return tuple(names)
+
+    @property
+    def prologue_names(self) -> tuple[str, ...]:
+        """The roles of the prologue's parameters."""
+        if isinstance(self.prologue, RMSNormPrologue):
+            return ("norm_weight",)
+        if isinstance(self.prologue, LayerNormPrologue):
+            names = (("norm_weight", self.prologue.weight), ("norm_bias", self.prologue.bias))
+            return tuple(name for name, there in names if there)
+        return ()
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -445,10 +561,27 @@ class FusedLinear(Op):
         return LinearInputs(
             x=roles["x"],
             norm_weight=roles.get("norm_weight"),
+            norm_bias=roles.get("norm_bias"),
             weights=tuple(roles[f"weight{s}"] for s in numbers),
             biases=tuple(roles[f"bias{s}"] for s in numbers) if self.bias else (),
             residual=roles.get("residual"),
+            q_norm=roles.get("q_norm"),
+            k_norm=roles.get("k_norm"),
             rope_table=roles.get("rope_table"),
             k_cache=roles.get("k_cache"),
             v_cache=roles.get("v_cache"),
         )
+
+
+@dataclass(frozen=True)
+class NormAdd(Op):
+    """y = residual + norm(x), ``norm`` an RMSNorm: a norm behind a block, before the residual stream.
+
+    residual f32[n, E], x f32[n, E], weight f32[E] -> f32[n, E].
+    """
+
+    norm: RMSNorm
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("residual", "x", "weight")

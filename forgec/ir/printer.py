@@ -74,8 +74,13 @@ def op_text(op: object) -> str:
 
 
 def _part(part: object) -> str:
-    """A prologue or epilogue: "rmsnorm(eps=1e-05)", "swiglu"; without parameters no parentheses."""
-    name = {"NoPrologue": "none", "RMSNormPrologue": "rmsnorm", "RopeKV": "rope_kv"}
+    """A prologue or epilogue: "rmsnorm(eps=1e-05)", "store"; without parameters no parentheses."""
+    name = {
+        "NoPrologue": "none",
+        "RMSNormPrologue": "rmsnorm",
+        "LayerNormPrologue": "layernorm",
+        "RopeKV": "rope_kv",
+    }
     return _with_fields(name.get(type(part).__name__, type(part).__name__.lower()), part)
 
 
@@ -87,10 +92,14 @@ def _with_fields(label: str, part: object) -> str:
         for field in dataclasses.fields(part)
         if getattr(part, field.name) or field.default is dataclasses.MISSING  # what is not there says nothing
     )
-    shown = [
-        f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in fields
-    ]
+    shown = [f"{name}={_text(value)}" for name, value in fields]
     return f"{label}({', '.join(shown)})" if shown else label
+
+
+def _text(value: object) -> str:
+    if dataclasses.is_dataclass(value):
+        return _with_fields(type(value).__name__, value)
+    return f"{value:.6g}" if isinstance(value, float) else f"{value}"
 
 
 def bytes_text(count: int) -> str:

@@ -102,10 +102,13 @@ def _infer(op: ops.Op, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, 
 
 @_infer.register
 def _(op: ops.Embedding, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
-    tokens, weight = inputs
+    tokens, weight = inputs[:2]
     check.dtype("tokens", tokens, "i32")
     check.rank("tokens", tokens, 1)
     _, length = check.matrix("weight", weight)
+    if len(inputs) == 3:
+        check.rank("positions", inputs[2], 2)
+        check.f32("positions", inputs[2], inputs[2].shape[0], length)
     return (((tokens.shape[0], length), "f32"),)
 
 
@@ -114,6 +117,39 @@ def _(op: ops.RMSNorm, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, 
     x, weight = inputs
     check.f32("x", x)
     check.rank("x", x, 2)
+    check.f32("weight", weight, x.shape[-1])
+    return ((x.shape, "f32"),)
+
+
+@_infer.register
+def _(op: ops.LayerNorm, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
+    x = inputs[0]
+    check.f32("x", x)
+    check.rank("x", x, 2)
+    for role, value in zip(op.input_names[1:], inputs[1:], strict=True):
+        check.f32(role, value, x.shape[-1])
+    return ((x.shape, "f32"),)
+
+
+@_infer.register
+def _(op: ops.HeadNorm, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
+    x, weight = inputs
+    check.f32("x", x)
+    check.rank("x", x, 2)
+    width = x.shape[1]
+    if not isinstance(width, int) or width % op.heads:
+        raise check.fail("x with", f"whole heads, {op.heads} of them", _text(x.shape))
+    shared = (width // op.heads,)
+    check.f32("weight", weight, *(shared if len(weight.shape) == 1 else (op.heads, *shared)))
+    return ((x.shape, "f32"),)
+
+
+@_infer.register
+def _(op: ops.NormAdd, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
+    residual, x, weight = inputs
+    check.f32("x", x)
+    check.rank("x", x, 2)
+    check.f32("residual", residual, *x.shape)
     check.f32("weight", weight, x.shape[-1])
     return ((x.shape, "f32"),)
 
@@ -179,9 +215,7 @@ def _(op: ops.QK, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
     return (((op.heads, "rows", "context"), "f32"),)
 
 
-@_infer.register(ops.Scale)
-@_infer.register(ops.SiLU)
-@_infer.register(ops.SoftCap)
+@_infer.register(ops.Pointwise)
 def _(op: ops.Op, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
     check.f32("x", inputs[0])
     return ((inputs[0].shape, "f32"),)
@@ -262,7 +296,7 @@ def _(op: ops.Attention, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type
     return ((("rows", op.heads * op.v_length), "f32"),)
 
 
-_SEGMENTS: dict[type[ops.Epilogue], int] = {ops.Residual: 1, ops.SwiGLU: 2, ops.RopeKV: 3}
+_SEGMENTS: dict[type[ops.Epilogue], int] = {ops.Residual: 1, ops.Gated: 2, ops.RopeKV: 3}
 
 
 @_infer.register
@@ -282,8 +316,9 @@ def _(op: ops.FusedLinear, check: _Check, inputs: tuple[Value, ...]) -> tuple[Ty
         if op.bias:
             check.f32(f"bias{segment}", roles[f"bias{segment}"], length)
         lengths.append(length)
-    if "norm_weight" in roles:
-        check.f32("norm_weight", roles["norm_weight"], x.shape[1])
+    for role in ("norm_weight", "norm_bias"):
+        if role in roles:
+            check.f32(role, roles[role], x.shape[1])
     return _epilogue(op.epilogue, check, roles, lengths)
 
 
@@ -294,7 +329,7 @@ def _epilogue(
     rows = roles["x"].shape[0]
     if isinstance(epilogue, ops.Residual):
         check.f32("residual", roles["residual"], rows, lengths[0])
-    if isinstance(epilogue, ops.SwiGLU):
+    if isinstance(epilogue, ops.Gated):
         if lengths[0] != lengths[1]:
             raise check.fail("gate and up of", "equal length", f"{lengths[0]} and {lengths[1]}")
         return (((rows, lengths[0]), "f32"),)
@@ -312,6 +347,19 @@ def _rope_kv(
     if lengths != expected:
         raise check.fail("q, k and v of length", expected, lengths)
     check.shape("x", roles["x"], "rows", roles["x"].shape[1])
-    _rope_table(check, roles["rope_table"], epilogue.dims, epilogue.head_length)
+    if e.dims:
+        _rope_table(check, roles["rope_table"], e.dims, e.head_length)
+    if e.norm is not None:
+        _qk_norm(e.norm, check, roles, (e.heads, e.kv_heads), e.head_length)
     caches = _caches(check, roles, e.kv_heads, e.head_length, e.v_length)
     return ((("rows", lengths[0]), "f32"), *caches)
+
+
+def _qk_norm(
+    norm: ops.QKNorm, check: _Check, roles: dict[str, Value], heads: tuple[int, int], length: int
+) -> None:
+    for role, count in zip(("q_norm", "k_norm"), heads, strict=True):
+        shapes = {"head": (length,), "heads": (count, length), "row": (count * length,)}
+        if norm.span not in shapes:
+            raise check.fail("a norm over", "/".join(shapes), norm.span)
+        check.f32(role, roles[role], *shapes[norm.span])

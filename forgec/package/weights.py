@@ -44,13 +44,14 @@ def tensor_planes(tensor: PackedTensor, gguf: GGUFFile, program: Program) -> tup
     Plain tensors (norms, biases, tables) are stored as float32; matrices keep the GGUF's quantisation.
     """
     if tensor.layout != "plain":
-        raw = gguf.bytes_of(tensor.source)
-        return pack(raw, tensor.format, tensor.layout, tensor.rows, tensor.cols)
-    if tensor.name == "rope_table":
-        factors = gguf.array(tensor.source).reshape(-1) if tensor.source else None
-        values = program.spec.rope.table(program.context, factors)
+        rows = gguf.rows_of(tensor.source, tensor.first_row, tensor.rows)
+        return pack(rows.reshape(-1), tensor.format, tensor.layout, tensor.rows, tensor.cols)
+    if tensor.rope is not None:
+        factors = tensor.rope.factors_tensor(program.context)
+        values = tensor.rope.table(program.context, None if factors is None else gguf.array(factors))
     else:
-        values = gguf.array(tensor.source)
+        first = tensor.first_row * (1 if tensor.rows == 1 else tensor.cols)
+        values = gguf.array(tensor.source).reshape(-1)[first : first + tensor.rows * tensor.cols]
     return (np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint8),)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from forgec.ir.graph import Graph, Node, Value
-from forgec.ir.ops import Embedding
+from forgec.ir.ops import Embedding, FusedLinear, Linear
 from forgec.passes.manager import Pass
 from forgec.targets.base import Target
 
@@ -17,7 +17,7 @@ ROWS8_TYPES = ("f32", "f16", "bf16", "q4_0", "q4_1", "q8_0")
 
 @dataclass(frozen=True)
 class ChooseLayout(Pass):
-    """Vectors stay "plain"; matrices become "rows", or "rows8" on the CPU.
+    """Vectors and tables of positions stay "plain"; matrices become "rows", or "rows8" on the CPU.
 
     before::
 
@@ -37,21 +37,19 @@ class ChooseLayout(Pass):
 
     def run(self, graph: Graph, target: Target) -> Graph:
         interleaved = _interleaved(graph) if target.family == "cpu" else frozenset()
-        weights = [replace(v, layout=_layout(v, interleaved)) for v in graph.of_kind("weight")]
+        weights = [replace(v, layout=_layout(graph, v, interleaved)) for v in graph.of_kind("weight")]
         return graph.replace(values=weights)
 
 
-def _layout(weight: Value, interleaved: frozenset[str]) -> str:
-    if len(weight.shape) == 1:
+def _layout(graph: Graph, weight: Value, interleaved: frozenset[str]) -> str:
+    if not any(weight.name in _matrices(user) for user in graph.users(weight.name)):
         return "plain"
     return "rows8" if weight.name in interleaved else "rows"
 
 
 def _interleaved(graph: Graph) -> frozenset[str]:
     """Matrices whose products have kernels for "rows8"; the matrices of one product share a layout."""
-    products = [
-        frozenset(_matrices(graph, node)) for node in graph.topo() if not isinstance(node.op, Embedding)
-    ]
+    products = [frozenset(_matrices(node)) for node in graph.topo() if not isinstance(node.op, Embedding)]
     excluded: frozenset[str] = frozenset()
     found = frozenset(name for p in products for name in p if graph.values[name].dtype not in ROWS8_TYPES)
     while found != excluded:
@@ -60,6 +58,8 @@ def _interleaved(graph: Graph) -> frozenset[str]:
     return frozenset().union(*products) - excluded
 
 
-def _matrices(graph: Graph, node: Node) -> list[str]:
-    values = [graph.values[name] for name in node.inputs]
-    return [v.name for v in values if v.kind == "weight" and len(v.shape) > 1]
+def _matrices(node: Node) -> tuple[str, ...]:
+    """The inputs of a node that it reads in the layout of a matrix; all other weights it reads as floats."""
+    if isinstance(node.op, FusedLinear):
+        return node.op.by_role(node.inputs).weights
+    return node.inputs[1:2] if isinstance(node.op, (Embedding, Linear)) else ()

@@ -5,14 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import cast
 
-from forgec.ir.ops import FusedLinear, Linear, NoPrologue, RMSNorm, RMSNormPrologue, Store
+from forgec.ir.ops import (
+    FusedLinear,
+    LayerNorm,
+    LayerNormPrologue,
+    Linear,
+    NoPrologue,
+    Op,
+    Prologue,
+    RMSNorm,
+    RMSNormPrologue,
+    Store,
+)
 from forgec.passes.match import Fusion, FusionPass, Match, Step
 
 __all__ = ["FuseNorm"]
 
 
-def _prologue(match: Match) -> RMSNormPrologue:
-    return RMSNormPrologue(cast(RMSNorm, match.op("norm")).eps)
+def _prologue(match: Match) -> Prologue:
+    norm = match.op("norm")
+    if isinstance(norm, LayerNorm):
+        return LayerNormPrologue(norm.eps, norm.weight, norm.bias)
+    return RMSNormPrologue(cast(RMSNorm, norm).eps)
 
 
 def _into_linear(match: Match) -> FusedLinear:
@@ -27,30 +41,35 @@ def _no_prologue_yet(match: Match) -> bool:
     return cast(FusedLinear, match.op("linear")).prologue == NoPrologue()
 
 
-_TABLE = (
-    Fusion(
-        pattern=(
-            Step("norm", RMSNorm, ("x", "norm_weight")),
-            Step("linear", Linear, ("norm", "weight", "?bias")),
+def _rows(norm: type[Op], *parameters: str) -> tuple[Fusion, Fusion]:
+    """A norm into a plain product, and into a fused one."""
+    return (
+        Fusion(
+            pattern=(
+                Step("norm", norm, ("x", *parameters)),
+                Step("linear", Linear, ("norm", "weight", "?bias")),
+            ),
+            inputs=("x", *parameters, "weight", "?bias"),
+            results=("linear",),
+            op=_into_linear,
+            node="=linear",
         ),
-        inputs=("x", "norm_weight", "weight", "?bias"),
-        results=("linear",),
-        op=_into_linear,
-        node="=linear",
-    ),
-    Fusion(
-        pattern=(
-            Step("norm", RMSNorm, ("x", "norm_weight")),
-            # RopeKV has three outputs, every other epilogue one.
-            Step("linear", FusedLinear, ("norm", "*rest"), ("*results",)),
+        Fusion(
+            pattern=(
+                Step("norm", norm, ("x", *parameters)),
+                # RopeKV has three outputs, every other epilogue one.
+                Step("linear", FusedLinear, ("norm", "*rest"), ("*results",)),
+            ),
+            inputs=("x", *parameters, "*rest"),
+            results=("*results",),
+            op=_into_fused,
+            guard=_no_prologue_yet,
+            node="=linear",
         ),
-        inputs=("x", "norm_weight", "*rest"),
-        results=("*results",),
-        op=_into_fused,
-        guard=_no_prologue_yet,
-        node="=linear",
-    ),
-)
+    )
+
+
+_TABLE = (*_rows(RMSNorm, "norm_weight"), *_rows(LayerNorm, "?norm_weight", "?norm_bias"))
 
 
 @dataclass(frozen=True)
@@ -65,8 +84,8 @@ class FuseNorm(FusionPass):
 
         x -> FusedLinear[rmsnorm, store] -> y
 
-    and the same for a FusedLinear that has no prologue yet. Not where the normed value has several users, or
-    is also the residual of the one user.
+    and the same for LayerNorm, and for a FusedLinear that has no prologue yet. Not where the normed value has
+    several users, or is also the residual of the one user.
     """
 
     name: str = "fuse-norm"

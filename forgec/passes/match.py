@@ -23,13 +23,15 @@ class Step:
     """One node of a pattern: the type of its op and a variable per input and output.
 
     A variable stands for one value wherever it occurs in the pattern. An input "?b" may be absent, a last
-    input or output "*rest" stands for all that are left. ``outputs`` defaults to the label.
+    input or output "*rest" stands for all that are left. ``outputs`` defaults to the label. A step to
+    ``keep`` must be there, but stays as it is: it reads what the fused node makes.
     """
 
     label: str
     op: type[Op]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...] = ()
+    keep: bool = False
 
     @property
     def results(self) -> tuple[str, ...]:
@@ -47,9 +49,16 @@ class Match:
     nodes: dict[str, Node] = field(default_factory=dict)
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
+    kept: frozenset[str] = frozenset()
+
     def op(self, label: str) -> Op:
         """The op matched by a label."""
         return self.nodes[label].op
+
+    @property
+    def fused(self) -> list[Node]:
+        """The nodes that become one."""
+        return [node for label, node in self.nodes.items() if label not in self.kept]
 
     def has(self, variable: str) -> bool:
         """Whether an optional variable is bound."""
@@ -102,7 +111,7 @@ def find(graph: Graph, row: Fusion) -> list[Match]:
         match = next((found for found in candidates if _allowed(row, found)), None)
         if match is not None:
             matches.append(match)
-            taken.update(found.name for found in match.nodes.values())
+            taken.update(found.name for found in match.fused)
     return matches
 
 
@@ -147,7 +156,8 @@ def _bind(match: Match, step: Step, node: Node) -> Iterator[Match]:
             continue
         names = dict(match.names)
         if all(names.setdefault(variable, values) == values for variable, values in read + made):
-            yield Match(match.graph, {**match.nodes, step.label: node}, names)
+            kept = match.kept | {step.label} if step.keep else match.kept
+            yield Match(match.graph, {**match.nodes, step.label: node}, names, kept)
 
 
 def _pair(variables: tuple[str, ...], inputs: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]] | None:
@@ -169,9 +179,9 @@ def _pair(variables: tuple[str, ...], inputs: tuple[str, ...]) -> list[tuple[str
 def _allowed(row: Fusion, match: Match) -> bool:
     """The conditions of every fusion, then those of this row."""
     graph = match.graph
-    members = {node.name for node in match.nodes.values()}
+    members = {node.name for node in match.fused}
     results = {name for variable in row.results for name in match.names[variable]}
-    made = {name for node in match.nodes.values() for name in node.outputs}
+    made = {name for node in match.fused for name in node.outputs}
     inputs = {name for variable in row.inputs for name in match.names.get(variable, ())}
     for name in made - results:
         if name in inputs or name in graph.outputs:
@@ -185,7 +195,7 @@ def _allowed(row: Fusion, match: Match) -> bool:
 
 
 def _rewrite(row: Fusion, match: Match) -> Rewrite:
-    members = list(match.nodes.values())
+    members = match.fused
     layer = members[0].layer
     if row.node.startswith("="):
         name = match.nodes[row.node[1:]].name

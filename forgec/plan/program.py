@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from forgec.frontend.rope import RopeSpec
 from forgec.frontend.spec import ModelSpec
 from forgec.plan.stages import StageParams
 from forgec.targets import Target
@@ -80,7 +81,8 @@ class PackedTensor:
     """A tensor in weights.bin: byte ``offset`` and the (absolute offset, bytes) of each plane;
     the layout "rows" has one.
 
-    ``source`` is the GGUF tensor's name, or "" for a constant made at compile time (``constant`` names it).
+    ``source`` is the GGUF tensor's name, of which this is ``rows`` rows from ``first_row`` on (of a vector,
+    ``cols`` elements), or "" for the table of angles of ``rope``.
     ``layout`` is "rows", "rows8" or "plain" (float32 vectors and tables).
     """
 
@@ -91,6 +93,8 @@ class PackedTensor:
     rows: int
     cols: int
     planes: tuple[tuple[int, int], ...]
+    first_row: int = 0
+    rope: RopeSpec | None = None
 
     @property
     def bytes(self) -> int:

@@ -21,6 +21,7 @@ from forgec.plan.stages import (
     MatmulParams,
     MatvecParams,
     NormParams,
+    NormRopeKVParams,
     QuantiseParams,
     RopeFields,
     RopeKVParams,
@@ -28,7 +29,7 @@ from forgec.plan.stages import (
     Segment,
 )
 from forgec.plan.tuning import attention_splits, grid_blocks, lookup
-from forgec.plan.unfused_rules import UNFUSED_RULES
+from forgec.plan.unfused_rules import UNFUSED_RULES, pointwise
 
 __all__ = ["lower_node"]
 
@@ -48,10 +49,18 @@ def _embedding(at: Lowering, node: Node) -> Iterator[Lowered]:
     tensor = at.tensors[node.inputs[1]]
     tuning = lookup("embedding", tensor.format, at.target)
     params = EmbeddingParams(
-        *at.common(tuning), tensor.format, tensor.layout, tensor.cols, tensor.rows, at.decode, node.op.scale
+        *at.common(tuning),
+        tensor.format,
+        tensor.layout,
+        tensor.cols,
+        tensor.rows,
+        at.decode,
+        float(node.op.scale),
+        positions=len(node.inputs) > 2,
     )
     out = at.value(node.outputs[0])
-    args: Arguments = (STATE, Ref("tokens", 0), *at.planes(node.inputs[1]), out)
+    tables = (ref for name in node.inputs[1:] for ref in at.planes(name))
+    args: Arguments = (STATE, Ref("tokens", 0), *tables, out)
     yield Lowered(params, grid_blocks(at.rows, at.target), args, node.name)
 
 
@@ -155,9 +164,37 @@ def _output(at: Lowering, node: Node, inputs: ops.LinearInputs) -> Argument | Te
 EPILOGUES: Mapping[type[ops.Epilogue], str] = {
     ops.Store: "store",
     ops.Residual: "residual",
-    ops.SwiGLU: "swiglu",
+    ops.Gated: "gated",
     ops.RopeKV: "rope_kv",
 }
+
+
+def _then(op: ops.FusedLinear) -> tuple[str, float]:
+    """The function that an epilogue applies, "" for none, and its parameter."""
+    match op.epilogue:
+        case ops.Gated(function) | ops.Store(function) | ops.Residual(function):
+            return ("", 0.0) if function is None else pointwise(function)
+    return "", 0.0
+
+
+def _norm_parameters(inputs: ops.LinearInputs) -> tuple[str, ...]:
+    """The values behind the parameters of a prologue's norm."""
+    return tuple(name for name in (inputs.norm_weight, inputs.norm_bias) if name)
+
+
+def _prologue(op: ops.FusedLinear) -> tuple[str, float]:
+    """Name and epsilon of a prologue."""
+    match op.prologue:
+        case ops.RMSNormPrologue(eps):
+            return "rmsnorm", eps
+        case ops.LayerNormPrologue(eps):
+            return "layernorm", eps
+    return "none", 0.0
+
+
+def _normed(op: ops.FusedLinear) -> bool:
+    """Whether q and k are normed between the product and what RopeKV does with it."""
+    return isinstance(op.epilogue, ops.RopeKV) and op.epilogue.norm is not None
 
 
 def _matvec(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInputs) -> Iterator[Lowered]:
@@ -165,30 +202,38 @@ def _matvec(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInp
     weight = at.tensors[inputs.weights[0]]
     tuning = lookup("matvec", weight.format, at.target)
     selected = _selected(at, inputs.x)
+    normed = _normed(op)
+    prologue, eps = _prologue(op)
+    then, factor = _then(op)
     params = MatvecParams(
         *at.common(tuning),
         cols=weight.cols,
         segments=segments,
         layout=weight.layout,
         act=_act(at, node, op, segments),
-        epilogue=EPILOGUES[type(op.epilogue)],
+        epilogue="store" if normed else EPILOGUES[type(op.epilogue)],
         bias=op.bias,
-        prologue="none" if inputs.norm_weight is None else "rmsnorm",
-        eps=op.prologue.eps if isinstance(op.prologue, ops.RMSNormPrologue) else 0.0,
+        then=then,
+        factor=factor,
+        prologue=prologue,
+        eps=eps,
+        norm_parameters=op.prologue_names,
         row_select=selected is not None,
         lanes_per_row=lanes_per_row(segments, weight.cols, tuning, at.target),
         rows_per_group=tuning.rows_per_group,
-        rope=_rope_fields(at, op.epilogue) if isinstance(op.epilogue, ops.RopeKV) else None,
+        rope=_rope_fields(at, op.epilogue) if isinstance(op.epilogue, ops.RopeKV) and not normed else None,
     )
-    norm = at.planes(inputs.norm_weight) if inputs.norm_weight else ()
+    qkv = at.temp(f"{node.name}.qkv", 4 * params.rows)
     args: Arguments = (
         STATE,
         selected or at.value(inputs.x),
-        *norm,
+        *(ref for name in _norm_parameters(inputs) for ref in at.planes(name)),
         *_weight_args(at, inputs),
-        *_tail(at, node, inputs),
+        *((qkv,) if normed else _tail(at, node, inputs)),
     )
     yield Lowered(params, matvec_grid(params, at.target), args, node.name)
+    if normed:
+        yield _rope_kv(at, node, op, inputs, qkv)
 
 
 def _selected(at: Lowering, name: str) -> Temp | None:
@@ -201,9 +246,10 @@ def _selected(at: Lowering, name: str) -> Temp | None:
 
 def _tail(at: Lowering, node: Node, inputs: ops.LinearInputs) -> tuple[Argument | Temp, ...]:
     """The arguments behind the weights of a matvec: by epilogue."""
-    if inputs.rope_table is not None and inputs.k_cache is not None and inputs.v_cache is not None:
+    if inputs.k_cache is not None and inputs.v_cache is not None:
         caches = (at.cache(inputs.k_cache), at.cache(inputs.v_cache))
-        return (*at.planes(inputs.rope_table), at.value(node.outputs[0]), *caches)
+        table = at.planes(inputs.rope_table) if inputs.rope_table else ()
+        return (*table, at.value(node.outputs[0]), *caches)
     out = _output(at, node, inputs)
     return (out,) if inputs.residual is None else (at.value(inputs.residual), out)
 
@@ -213,12 +259,13 @@ def _matmul(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInp
     weight = at.tensors[inputs.weights[0]]
     act = _act(at, node, op, segments)
     x: tuple[Temp, ...] = (at.value(inputs.x),)
-    if inputs.norm_weight is not None or act == "q8":
+    if op.prologue != ops.NoPrologue() or act == "q8":
         prepare = _prepare(at, node, op, inputs, weight.cols, act)
         yield prepare
-        x = tuple(a for a in prepare.args[2 if inputs.norm_weight is None else 3 :] if isinstance(a, Temp))
+        x = tuple(a for a in prepare.args[2:] if isinstance(a, Temp))
     tuning = lookup("matmul", weight.format, at.target)
     rope = isinstance(op.epilogue, ops.RopeKV)
+    then, factor = _then(op)
     params = MatmulParams(
         *at.common(tuning),
         cols=weight.cols,
@@ -227,6 +274,8 @@ def _matmul(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInp
         act=act,
         epilogue="store" if rope else EPILOGUES[type(op.epilogue)],
         bias=op.bias,
+        then=then,
+        factor=factor,
         tile_rows=tuning.tile_rows,
         tile_cols=tuning.tile_cols,
     )
@@ -234,17 +283,31 @@ def _matmul(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInp
     tail = (qkv,) if rope else _tail(at, node, inputs)
     args: Arguments = (STATE, *x, *_weight_args(at, inputs), *tail)
     yield Lowered(params, matmul_grid(params, at.rows, at.target), args, node.name)
-    if isinstance(op.epilogue, ops.RopeKV):
-        common = at.common(lookup("rope_kv", "f32", at.target))
-        rope_params = RopeKVParams(*common, _rope_fields(at, op.epilogue))
-        rope_args: Arguments = (STATE, qkv, *_tail(at, node, inputs))
-        yield Lowered(rope_params, grid_blocks(at.rows, at.target), rope_args, f"{node.name}.rope_kv")
+    if rope:
+        yield _rope_kv(at, node, op, inputs, qkv)
+
+
+def _rope_kv(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInputs, qkv: Temp) -> Lowered:
+    """The launch behind a product of q, k and v: norms, rotation, and the append to the caches."""
+    assert isinstance(op.epilogue, ops.RopeKV)
+    common = at.common(lookup("rope_kv", "f32", at.target))
+    rope, tail, name = _rope_fields(at, op.epilogue), _tail(at, node, inputs), f"{node.name}.rope_kv"
+    norm = op.epilogue.norm
+    if norm is None or inputs.q_norm is None or inputs.k_norm is None:
+        return Lowered(
+            RopeKVParams(*common, rope), grid_blocks(at.rows, at.target), (STATE, qkv, *tail), name
+        )
+    params = NormRopeKVParams(*common, rope, norm.span, norm.eps, norm.centred)
+    waves = -(-at.rows * (rope.heads + 2 * rope.kv_heads) * at.target.wave // params.block)
+    grid = grid_blocks(at.rows if params.share == "row" else waves, at.target)
+    norms = (*at.planes(inputs.q_norm), *at.planes(inputs.k_norm))
+    return Lowered(params, grid, (STATE, qkv, *norms, *tail), name)
 
 
 def _prepare(
     at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInputs, cols: int, act: str
 ) -> Lowered:
-    """The launch before a prompt's product: RMSNorm and/or int8 quantisation of its input rows."""
+    """The launch before a prompt's product: norm and/or int8 quantisation of its input rows."""
     if act == "q8":
         scales = 4 * at.rows * (cols // 32)
         outputs: tuple[Temp, ...] = (
@@ -255,12 +318,21 @@ def _prepare(
     else:
         outputs = (at.temp(f"{node.name}.x", 4 * at.rows * cols),)
     grid = grid_blocks(at.rows, at.target)
-    if inputs.norm_weight is None:
+    prologue, eps = _prologue(op)
+    if prologue == "none":
         quantise = QuantiseParams(*at.common(lookup("quantise", act, at.target)), cols)
         return Lowered(quantise, grid, (STATE, at.value(inputs.x), *outputs), f"{node.name}.quantise")
-    assert isinstance(op.prologue, ops.RMSNormPrologue)
-    norm = NormParams(*at.common(lookup("norm", act, at.target)), cols, op.prologue.eps, act)
-    args: Arguments = (STATE, at.value(inputs.x), *at.planes(inputs.norm_weight), *outputs)
+    norm = NormParams(
+        *at.common(lookup("norm", act, at.target)),
+        cols,
+        eps,
+        act,
+        centred=prologue == "layernorm",
+        weight=inputs.norm_weight is not None,
+        bias=inputs.norm_bias is not None,
+    )
+    parameters = (ref for name in _norm_parameters(inputs) for ref in at.planes(name))
+    args: Arguments = (STATE, at.value(inputs.x), *parameters, *outputs)
     return Lowered(norm, grid, args, f"{node.name}.norm")
 
 

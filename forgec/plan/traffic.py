@@ -16,6 +16,7 @@ from forgec.plan.stages import (
     MatmulParams,
     MatvecParams,
     NormParams,
+    NormRopeKVParams,
     QuantiseParams,
     RopeKVParams,
     SampleParams,
@@ -60,7 +61,7 @@ def launch_traffic(launch: Launch, program: Program, rows: int, position: int) -
             activations = rows * F32 * kernel.cols
         case NormParams() | QuantiseParams():
             activations = rows * F32 * 2 * kernel.cols
-        case RopeKVParams():
+        case RopeKVParams() | NormRopeKVParams():
             activations = rows * F32 * 2 * kernel.rope.width
         case SampleParams():
             activations = F32 * kernel.vocab

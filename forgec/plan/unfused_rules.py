@@ -26,7 +26,7 @@ from forgec.plan.stages import (
 )
 from forgec.plan.tuning import grid_blocks, lookup
 
-__all__ = ["UNFUSED_RULES"]
+__all__ = ["UNFUSED_RULES", "pointwise"]
 
 
 def _common(at: Lowering, stage: str) -> tuple[str, int, int]:
@@ -38,11 +38,36 @@ def _launch(at: Lowering, params: StageParams, args: Arguments, node: Node, work
 
 
 def _norm(at: Lowering, node: Node) -> Iterator[Lowered]:
-    assert isinstance(node.op, ops.RMSNorm)
-    x, weight = node.inputs
-    params = NormParams(*_common(at, "norm"), at.width(x), node.op.eps, "f32")
-    args: Arguments = (STATE, at.value(x), *at.planes(weight), at.value(node.outputs[0]))
-    return _launch(at, params, args, node, at.rows)
+    op = node.op
+    match op:
+        case ops.NormAdd():
+            residual, x, *parameters = node.inputs
+        case _:
+            x, *parameters = node.inputs
+            residual = ""
+    width = at.width(x)
+    common = _common(at, "norm")
+    match op:
+        case ops.RMSNorm(eps) | ops.NormAdd(ops.RMSNorm(eps)):
+            params = NormParams(*common, width, eps, "f32", residual=bool(residual))
+        case ops.LayerNorm(eps, weight, bias):
+            params = NormParams(*common, width, eps, "f32", centred=True, weight=weight, bias=bias)
+        case ops.HeadNorm(heads, eps, centred):
+            own = len(at.graph.values[parameters[0]].shape) == 2
+            params = NormParams(
+                *common, width // heads, eps, "f32", centred=centred, groups=heads, own_weights=own
+            )
+        case _:
+            raise VerifyError(f"node '{node.name}': operation '{op}' is no norm")
+    in_place = residual if residual and at.is_last_user(node, residual) else ""
+    args: Arguments = (
+        STATE,
+        *((at.value(residual),) if residual else ()),
+        at.value(x),
+        *(ref for name in parameters for ref in at.planes(name)),
+        at.value(node.outputs[0], alias=in_place),
+    )
+    return _launch(at, params, args, node, at.rows * params.groups)
 
 
 def _rope(at: Lowering, node: Node) -> Iterator[Lowered]:
@@ -108,6 +133,8 @@ def _weighted_v(at: Lowering, node: Node) -> Iterator[Lowered]:
 
 
 def _on_scores(at: Lowering, node: Node) -> Iterator[Lowered]:
+    if len(at.graph.values[node.outputs[0]].shape) == 2:
+        return _elementwise(at, node)
     op, name = node.op, node.inputs[0]
     heads = _heads(at, name)
     params: StageParams
@@ -124,18 +151,38 @@ def _on_scores(at: Lowering, node: Node) -> Iterator[Lowered]:
     return _launch(at, params, args, node, heads * at.rows)
 
 
-ELEMENTWISE: Mapping[type[ops.Op], str] = {ops.Add: "add", ops.Mul: "mul", ops.SiLU: "silu"}
+def pointwise(op: ops.Op) -> tuple[str, float]:
+    """Name of the function in ``templates/lib/pointwise``, and its parameter (0 where it has none)."""
+    match op:
+        case ops.SiLU():
+            return "silu", 0.0
+        case ops.GELU():
+            return "gelu", 0.0
+        case ops.SquaredReLU():
+            return "squared_relu", 0.0
+        case ops.Scale(factor):
+            return "scale", float(factor)
+        case ops.SoftCap(cap):
+            return "softcap", float(cap)
+        case ops.Clamp(limit):
+            return "clamp", float(limit)
+    raise VerifyError(f"operation '{op}' is no function of single elements")
 
 
 def _elementwise(at: Lowering, node: Node) -> Iterator[Lowered]:
     width = at.width(node.outputs[0])
-    params = ElementwiseParams(*_common(at, "elementwise"), ELEMENTWISE[type(node.op)], width)
+    binary = {ops.Add: "add", ops.Mul: "mul"}.get(type(node.op))
+    name, factor = (binary, 0.0) if binary else pointwise(node.op)
+    params = ElementwiseParams(*_common(at, "elementwise"), name, width, factor)
     args: Arguments = (STATE, *(at.value(name) for name in node.inputs), at.value(node.outputs[0]))
     return _launch(at, params, args, node, -(-at.rows * width // params.block))
 
 
 UNFUSED_RULES: Mapping[type[ops.Op], Callable[[Lowering, Node], Iterator[Lowered]]] = {
     ops.RMSNorm: _norm,
+    ops.LayerNorm: _norm,
+    ops.HeadNorm: _norm,
+    ops.NormAdd: _norm,
     ops.Rope: _rope,
     ops.KVAppend: _kv_append,
     ops.QK: _qk,
@@ -146,4 +193,8 @@ UNFUSED_RULES: Mapping[type[ops.Op], Callable[[Lowering, Node], Iterator[Lowered
     ops.Add: _elementwise,
     ops.Mul: _elementwise,
     ops.SiLU: _elementwise,
+    ops.GELU: _elementwise,
+    ops.SquaredReLU: _elementwise,
+    ops.SoftCap: _on_scores,
+    ops.Clamp: _elementwise,
 }

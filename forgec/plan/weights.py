@@ -47,7 +47,10 @@ def _place(value: Value, at: int, context: int) -> PackedTensor:
     for size in sizes:
         planes.append((at, size))
         at = align(at + size)
-    return PackedTensor(value.name, value.tensor or "", value.dtype, layout, rows, cols, tuple(planes))
+    source = "" if value.kind == "constant" else value.tensor or ""
+    return PackedTensor(
+        value.name, source, value.dtype, layout, rows, cols, tuple(planes), value.first_row, value.rope
+    )
 
 
 def _matrix_shape(value: Value, context: int) -> tuple[int, int]:

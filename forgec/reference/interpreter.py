@@ -86,10 +86,10 @@ def _check(graph: Graph, ids: npt.NDArray[np.int32], position: int, row: int | N
 def _constant(
     graph: Graph, value: Value, weights: Callable[[str], npt.NDArray[Any]], rows: int
 ) -> npt.NDArray[np.float32]:
-    if value.name != "rope_table":
+    if value.rope is None:
         raise UsageError(f"constant '{value.name}' is not known to the reference")
-    factors = None if value.tensor is None else weights(value.tensor)
-    return graph.spec.rope.table(rows, factors)
+    factors = value.rope.factors_tensor(graph.spec.context_length)
+    return value.rope.table(rows, None if factors is None else weights(factors))
 
 
 def _cache(value: Value, state: Mapping[str, Array] | None, position: int, dtype: np.dtype[Any]) -> Array:
@@ -107,6 +107,8 @@ def _cache(value: Value, state: Mapping[str, Array] | None, position: int, dtype
 
 def _weight(value: Value, weights: Callable[[str], npt.NDArray[Any]], dtype: np.dtype[Any]) -> Array:
     array = weights(value.tensor or value.name)
+    if isinstance(value.shape[0], int):
+        array = array[value.first_row : value.first_row + value.shape[0]]
     if array.shape != value.shape:
         raise UsageError(f"weight '{value.name}' has shape {list(array.shape)}; expected {list(value.shape)}")
     return array.astype(dtype)

@@ -45,14 +45,37 @@ def _evaluate(op: ops.Op, step: Step, *inputs: Array) -> tuple[Array, ...]:
 
 
 @_evaluate.register
-def _(op: ops.Embedding, step: Step, tokens: Array, weight: Array) -> tuple[Array, ...]:
-    return (weight[tokens] * weight.dtype.type(op.scale),)
+def _(
+    op: ops.Embedding, step: Step, tokens: Array, weight: Array, positions: Array | None = None
+) -> tuple[Array, ...]:
+    y = weight[tokens] * weight.dtype.type(op.scale)
+    return (y if positions is None else y + positions[step.position : step.position + len(tokens)],)
 
 
 @_evaluate.register
 def _(op: ops.RMSNorm, step: Step, x: Array, weight: Array) -> tuple[Array, ...]:
     mean = np.mean(np.square(x), axis=-1, keepdims=True)
     return (x / np.sqrt(mean + x.dtype.type(op.eps)) * weight,)
+
+
+@_evaluate.register
+def _(op: ops.LayerNorm, step: Step, x: Array, *parameters: Array) -> tuple[Array, ...]:
+    centred = x - np.mean(x, axis=-1, keepdims=True)
+    y = centred / np.sqrt(np.mean(np.square(centred), axis=-1, keepdims=True) + x.dtype.type(op.eps))
+    roles = dict(zip(op.input_names[1:], parameters, strict=True))
+    return (y * roles.get("weight", x.dtype.type(1)) + roles.get("bias", x.dtype.type(0)),)
+
+
+@_evaluate.register
+def _(op: ops.HeadNorm, step: Step, x: Array, weight: Array) -> tuple[Array, ...]:
+    heads = x.reshape(len(x), op.heads, -1)
+    norm = ops.LayerNorm(op.eps, weight=True, bias=False) if op.centred else ops.RMSNorm(op.eps)
+    return (evaluate(norm, (heads, weight), step)[0].reshape(x.shape),)
+
+
+@_evaluate.register
+def _(op: ops.NormAdd, step: Step, residual: Array, x: Array, weight: Array) -> tuple[Array, ...]:
+    return (residual + evaluate(op.norm, (x, weight), step)[0],)
 
 
 @_evaluate.register
@@ -167,6 +190,23 @@ def _(op: ops.SiLU, step: Step, x: Array) -> tuple[Array, ...]:
 
 
 @_evaluate.register
+def _(op: ops.GELU, step: Step, x: Array) -> tuple[Array, ...]:
+    inner = x.dtype.type(np.sqrt(2 / np.pi)) * (x + x.dtype.type(0.044715) * x * x * x)
+    return (x * (1 + np.tanh(inner)) / 2,)
+
+
+@_evaluate.register
+def _(op: ops.SquaredReLU, step: Step, x: Array) -> tuple[Array, ...]:
+    return (np.square(np.maximum(x, 0)),)
+
+
+@_evaluate.register
+def _(op: ops.Clamp, step: Step, x: Array) -> tuple[Array, ...]:
+    limit = x.dtype.type(op.limit)
+    return (np.clip(x, -limit, limit),)
+
+
+@_evaluate.register
 def _(op: ops.SelectRow, step: Step, x: Array) -> tuple[Array, ...]:
     return (x[step.row : step.row + 1],)
 
@@ -194,9 +234,7 @@ def _(op: ops.Attention, step: Step, *inputs: Array) -> tuple[Array, ...]:
 @_evaluate.register
 def _(op: ops.FusedLinear, step: Step, *inputs: Array) -> tuple[Array, ...]:
     roles = dict(zip(op.input_names, inputs, strict=True))
-    x = roles["x"]
-    if isinstance(op.prologue, ops.RMSNormPrologue):
-        (x,) = evaluate(ops.RMSNorm(op.prologue.eps), (x, roles["norm_weight"]), step)
+    x = _prologue(op.prologue, roles, step)
     products: list[Array] = []
     for segment in range(op.segments):
         bias = (roles[f"bias{segment}"],) if op.bias else ()
@@ -204,24 +242,42 @@ def _(op: ops.FusedLinear, step: Step, *inputs: Array) -> tuple[Array, ...]:
     return _epilogue(op.epilogue, products, roles, step)
 
 
+def _prologue(prologue: ops.Prologue, roles: dict[str, Array], step: Step) -> Array:
+    parameters = [roles[role] for role in ("norm_weight", "norm_bias") if role in roles]
+    if isinstance(prologue, ops.RMSNormPrologue):
+        return evaluate(ops.RMSNorm(prologue.eps), (roles["x"], *parameters), step)[0]
+    if isinstance(prologue, ops.LayerNormPrologue):
+        norm = ops.LayerNorm(prologue.eps, prologue.weight, prologue.bias)
+        return evaluate(norm, (roles["x"], *parameters), step)[0]
+    return roles["x"]
+
+
 def _epilogue(
     epilogue: ops.Epilogue, products: list[Array], roles: dict[str, Array], step: Step
 ) -> tuple[Array, ...]:
-    if isinstance(epilogue, ops.Residual):
-        return evaluate(ops.Add(), (roles["residual"], products[0]), step)
-    if isinstance(epilogue, ops.SwiGLU):
-        (gate,) = evaluate(ops.SiLU(), (products[0],), step)
-        return evaluate(ops.Mul(), (gate, products[1]), step)
     if isinstance(epilogue, ops.RopeKV):
-        e = epilogue
-        table = roles["rope_table"]
-        (q,) = evaluate(ops.Rope(e.heads, e.head_length, e.dims, e.interleaved), (products[0], table), step)
-        (k,) = evaluate(
-            ops.Rope(e.kv_heads, e.head_length, e.dims, e.interleaved), (products[1], table), step
-        )
-        caches = (roles["k_cache"], roles["v_cache"])
-        return (
-            q,
-            *evaluate(ops.KVAppend(e.kv_heads, e.head_length, e.v_length), (k, products[2], *caches), step),
-        )
-    return (np.concatenate(products, axis=-1),)
+        return _rope_kv(epilogue, products, roles, step)
+    if isinstance(epilogue, ops.Gated):
+        (gate,) = evaluate(epilogue.activation, (products[0],), step)
+        return evaluate(ops.Mul(), (gate, products[1]), step)
+    assert isinstance(epilogue, (ops.Store, ops.Residual))
+    y = np.concatenate(products, axis=-1)
+    if epilogue.then is not None:
+        (y,) = evaluate(epilogue.then, (y,), step)
+    return (y,) if isinstance(epilogue, ops.Store) else evaluate(ops.Add(), (roles["residual"], y), step)
+
+
+def _rope_kv(e: ops.RopeKV, products: list[Array], roles: dict[str, Array], step: Step) -> tuple[Array, ...]:
+    turned = []
+    for role, heads, y in (("q_norm", e.heads, products[0]), ("k_norm", e.kv_heads, products[1])):
+        if e.norm is not None:
+            row = ops.RMSNorm(e.norm.eps)
+            norm = row if e.norm.span == "row" else ops.HeadNorm(heads, e.norm.eps, e.norm.centred)
+            (y,) = evaluate(norm, (y, roles[role]), step)
+        if e.dims:
+            rope = ops.Rope(heads, e.head_length, e.dims, e.interleaved)
+            (y,) = evaluate(rope, (y, roles["rope_table"]), step)
+        turned.append(y)
+    caches = (roles["k_cache"], roles["v_cache"])
+    append = ops.KVAppend(e.kv_heads, e.head_length, e.v_length)
+    return (turned[0], *evaluate(append, (turned[1], products[2], *caches), step))

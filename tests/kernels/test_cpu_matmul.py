@@ -61,7 +61,7 @@ def test_residual(rng: np.random.Generator, act: str, in_place: bool) -> None:
 def test_swiglu(rng: np.random.Generator, formats: tuple[str, str], act: str, device: str) -> None:
     features = int(rng.integers(1, 100))
     out, (gate, up), (gate_terms, up_terms), cols = run_case(
-        rng, [(f, features) for f in formats], act=act, epilogue="swiglu", bias=act == "q8", device=device
+        rng, [(f, features) for f in formats], act=act, epilogue="gated", bias=act == "q8", device=device
     )
     expected = gate / (1 + np.exp(-gate)) * up
     magnitude = 1.1 * gate_terms * np.abs(up) + up_terms * np.abs(gate) + np.abs(expected)

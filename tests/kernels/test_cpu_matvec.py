@@ -63,7 +63,7 @@ def test_swiglu(rng: np.random.Generator, formats: tuple[str, str], act: str) ->
         cols_for(rng),
         act=act,
         prologue="rmsnorm",
-        epilogue="swiglu",
+        epilogue="gated",
         bias=act == "f32",
     )
     gate, up = case.exact
@@ -81,13 +81,14 @@ def test_swiglu_of_large_gates(gate: float) -> None:
         segments=(Segment("f32", 3), Segment("f32", 3)),
         layout="rows8",
         act="f32",
-        epilogue="swiglu",
+        epilogue="gated",
         bias=False,
         prologue="none",
         eps=0.0,
         row_select=False,
         lanes_per_row=1,
         rows_per_group=1,
+        then="silu",
     )
     planes = {}
     for name, value in (("w0", gate), ("w1", 1.0)):

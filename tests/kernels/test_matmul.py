@@ -53,6 +53,7 @@ def run_case(
         bias,
         tile_rows,
         tile_cols,
+        then="silu" if epilogue == "gated" else "",
     )
     x = rng.standard_normal((rows, cols)).astype(np.float32)
     x[rows // 2, : cols // 3] = 0
@@ -72,7 +73,7 @@ def run_case(
         # q4 formats sum codes of 0..15 and correct by the offset: the terms are larger than the weights.
         terms = np.abs(x) @ np.abs(w).T + 16 * np.abs(w).max() * np.abs(x).mean(1, keepdims=True)
         magnitude.append(terms + np.abs(offset))
-    width = segments[0][1] if epilogue == "swiglu" else sum(f for _, f in segments)
+    width = segments[0][1] if epilogue == "gated" else sum(f for _, f in segments)
     if epilogue == "residual":
         arrays["residual"] = rng.standard_normal((rows, width)).astype(np.float32)
         exact = [np.concatenate(exact, 1) + arrays["residual"]]
@@ -123,7 +124,7 @@ def test_residual(rng: np.random.Generator, act: str, in_place: bool, device: st
 def test_swiglu(rng: np.random.Generator, formats: tuple[str, str], act: str, device: str) -> None:
     features = int(rng.integers(1, 100))
     out, (gate, up), (gate_terms, up_terms), cols = run_case(
-        rng, [(f, features) for f in formats], device=device, act=act, epilogue="swiglu", bias=act == "q8"
+        rng, [(f, features) for f in formats], device=device, act=act, epilogue="gated", bias=act == "q8"
     )
     expected = gate / (1 + np.exp(-gate)) * up
     magnitude = 1.1 * gate_terms * np.abs(up) + up_terms * np.abs(gate) + np.abs(expected)

@@ -68,12 +68,13 @@ def run_case(
         lanes_per_row=min(lanes, wave),
         rows_per_group=rows_per_group,
         rope=rope,
+        then="silu" if epilogue == "gated" else "",
     )
     state = state or State(row=int(rng.integers(0, 3)))
     x = rng.standard_normal((3, cols)).astype(np.float32) * np.float32(rng.uniform(0.2, 3.0))
     x[:, : cols // 5] = 0  # a group of zeros has no scale
     arrays = {"x": x, **(extra or {})}
-    if prologue == "rmsnorm":
+    if prologue != "none":
         arrays["norm_weight"] = rng.uniform(0.5, 1.5, cols).astype(np.float32)
     values = []
     for i, (format, rows) in enumerate(segments):
@@ -83,7 +84,7 @@ def run_case(
         if bias:
             arrays[f"bias{i}"] = rng.standard_normal(rows).astype(np.float32)
     if rope is None:
-        total = segments[0][1] if epilogue == "swiglu" else sum(rows for _, rows in segments)
+        total = segments[0][1] if epilogue == "gated" else sum(rows for _, rows in segments)
         arrays.setdefault("out", np.full(total, np.nan, np.float32))
     out = run_stage(params, arrays, state=state, device=device)
     row = x[state.row if row_select else 0].astype(np.float64)
@@ -102,7 +103,9 @@ def products(
     """W · a in float64 per segment. int8 activations are quantised as the kernel does; where an element
     lies so close to a rounding boundary that the f32 norm may tip it, one step of its scale is allowed for.
     """
-    if prologue == "rmsnorm":
+    if prologue == "layernorm":
+        row = row - np.mean(row)
+    if prologue != "none":
         row = row / np.sqrt(np.mean(row**2) + EPS) * arrays["norm_weight"]
     slack = np.abs(row) * 8 * harness.EPS32
     if act == "q8":
@@ -138,7 +141,7 @@ def test_every_format_stores_the_product(
 
 @pytest.mark.parametrize("device", EVERY_DEVICE)
 @pytest.mark.parametrize("act", ["f32", "q8"])
-@pytest.mark.parametrize("prologue", ["none", "rmsnorm"])
+@pytest.mark.parametrize("prologue", ["none", "rmsnorm", "layernorm"])
 def test_residual_may_be_the_output(rng: np.random.Generator, act: str, prologue: str, device: str) -> None:
     rows = int(rng.integers(1, 90))
     residual = rng.standard_normal(rows).astype(np.float32)
@@ -168,7 +171,7 @@ def test_swiglu(rng: np.random.Generator, formats: tuple[str, str], act: str, de
         cols_for(rng),
         act=act,
         prologue="rmsnorm",
-        epilogue="swiglu",
+        epilogue="gated",
         bias=act == "f32",
         rows_per_group=3,
         device=device,

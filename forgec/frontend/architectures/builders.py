@@ -1,4 +1,4 @@
-"""The building blocks that the families share: embedding, attention, feed-forward, head.
+"""The building blocks that the families share: embedding, norms, attention, feed-forward, head.
 
 They take the tensor table and the spec, check every tensor that they use (presence, shape, type), and add
 unfused ops to a graph whose types are inferred op by op. They never read weight data.
@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from forgec.errors import GGUFError, UnsupportedModelError
 from forgec.frontend.gguf import TensorInfo
+from forgec.frontend.rope import RopeSpec
 from forgec.frontend.spec import ModelSpec
 from forgec.ir import ops
 from forgec.ir.graph import Graph, Node, Value
 from forgec.ir.shapes import EXECUTABLE_TYPES, infer
 from forgec.ir.verify import verify
 
-__all__ = ["LayerBuilder", "ModelBuilder", "TensorTable"]
+__all__ = ["AttentionForm", "LayerBuilder", "ModelBuilder", "TensorTable"]
+
+T = TypeVar("T")
+
+#: Types that are decoded to f32 when they are packed.
+FLOATS = ("f32", "f16", "bf16")
 
 
 class TensorTable(Protocol):
@@ -28,50 +35,96 @@ class TensorTable(Protocol):
     def tensors(self) -> Mapping[str, TensorInfo]: ...
 
 
+@dataclass(frozen=True)
+class AttentionForm:
+    """What varies between the attentions of the families.
+
+    ``rope``: the rotation of q and k, None for none. ``scale`` of the scores, None for 1/sqrt(key_length);
+    ``window``, ``softcap``, ``alibi`` as in ``ops.Attention``; ``clamp`` bounds q, k and v, 0 for not.
+    ``qk_norm``: how q and k are normed, by weights "attn_q_norm" and "attn_k_norm": "head" with one weight
+    for all heads, "heads" with one each, "row" the whole projection, "" not.
+    """
+
+    rope: RopeSpec | None
+    scale: float | None = None
+    window: int = 0
+    softcap: float = 0.0
+    alibi: float = 0.0
+    clamp: float = 0.0
+    qk_norm: str = ""
+
+
 class ModelBuilder:
     """A graph in the making: what belongs to no layer, and the ``layer`` builders.
 
+    ``layer_norm``: norms are LayerNorm, with "<name>.bias" where the file has it, and not RMSNorm.
     Node names are deterministic ("embedding", "layer0.attn_norm", "output"); the value of a node with one
     output bears the node's name, a weight that of its tensor.
     """
 
-    def __init__(self, gguf: TensorTable, spec: ModelSpec) -> None:
+    def __init__(self, gguf: TensorTable, spec: ModelSpec, *, layer_norm: bool = False) -> None:
         self.spec = spec
+        self.layer_norm = layer_norm
         self.graph = Graph(spec)
         self._tensors = gguf.tensors
         self._used: set[str] = set()
-        if spec.key_length != spec.value_length:
-            raise UnsupportedModelError(
-                f"keys of {spec.key_length} and values of {spec.value_length} elements per head are not "
-                f"supported; both lengths must be equal"
-            )
-        self.rope_table = self._rope_table()
+        self._tables: dict[RopeSpec, Value] = {}
 
-    def embedding(self, scale: float = 1.0) -> Value:
-        """f32[rows, E] from the tokens of the step."""
+    def embedding(self, scale: float = 1.0, positions: bool = False) -> Value:
+        """f32[rows, E] from the tokens of the step, with learned positions added where there are some."""
+        spec = self.spec
         tokens = self.graph.declare(Value("tokens", ("rows",), "i32", "input"))
-        weight = self.matrix("token_embd.weight", self.spec.vocab_size, self.spec.embedding_length)
-        return self.op("embedding", ops.Embedding(scale), tokens, weight)
+        weight = self.matrix("token_embd.weight", spec.vocab_size, spec.embedding_length)
+        learned = (
+            (self.table("position_embd.weight", (spec.context_length, spec.embedding_length)),)
+            if positions
+            else ()
+        )
+        return self.op("embedding", ops.Embedding(scale), tokens, weight, *learned)
 
     def layer(self, layer: int) -> LayerBuilder:
         """The builder of one layer."""
         return LayerBuilder(self, layer)
 
-    def head(self, x: Value) -> Graph:
-        """Norm, output matrix and sampler on the selected row; returns the finished, verified graph."""
+    def norm(self, name: str, x: Value, prefix: str = "", layer: int | None = None) -> Value:
+        """The family's norm, with the weight "<prefix>.weight" (default: the name)."""
+        prefix, length, eps = prefix or name, int(x.shape[-1]), self.spec.norm_epsilon
+        if not self.layer_norm:
+            weight = self.vector(f"{prefix}.weight", length, layer)
+            return self.op(name, ops.RMSNorm(eps), x, weight, layer=layer)
+        weights = (self.vector(f"{prefix}.weight", length, layer),) if self.has(f"{prefix}.weight") else ()
+        bias = self.bias(prefix, length, layer)
+        norm = ops.LayerNorm(eps, bool(weights), bool(bias))
+        return self.op(name, norm, x, *weights, *bias, layer=layer)
+
+    def head(self, x: Value, then: ops.Pointwise | None = None) -> Graph:
+        """Norm, output matrix, ``then`` on the logits, and sampler, all on the selected row.
+
+        Returns the finished, verified graph.
+        """
         spec = self.spec
-        x = self.op("select_row", ops.SelectRow(), x)
-        norm = self.vector("output_norm.weight", spec.embedding_length)
-        x = self.op("output_norm", ops.RMSNorm(spec.norm_epsilon), x, norm)
+        x = self.norm("output_norm", self.op("select_row", ops.SelectRow(), x))
         tensor = "token_embd.weight" if spec.tied_embeddings else "output.weight"
         weight = self.matrix(tensor, spec.vocab_size, spec.embedding_length)
-        logits = self.op(
-            "output", ops.Linear(), x, weight, *self.bias("output", spec.vocab_size), value="logits"
-        )
+        bias = self.bias("output", spec.vocab_size)
+        if then is None:
+            logits = self.op("output", ops.Linear(), x, weight, *bias, value="logits")
+        else:
+            logits = self.op("output", ops.Linear(), x, weight, *bias)
+            logits = self.op("logits", then, logits)
         token = self.op("sample", ops.Sample(), logits, value="token")
         self.graph.outputs = (logits.name, token.name)
         self._check_all_used()
         return verify(self.graph)
+
+    def required(self, key: str, value: T | None) -> T:
+        """``value``, or an error that names the metadata key that would have given it."""
+        if value is None:
+            raise GGUFError(
+                f"the metadata key '{self.spec.architecture}.{key}' is missing",
+                f"A '{self.spec.architecture}' model needs it; convert the model again from its original.",
+            )
+        return value
 
     # -- ops
 
@@ -89,23 +142,57 @@ class ModelBuilder:
         """Whether the file has a tensor of this name."""
         return tensor in self._tensors
 
-    def matrix(self, tensor: str, rows: int, cols: int, layer: int | None = None) -> Value:
-        """A weight matrix of the file, checked; declared once however often it is used."""
-        return self._weight(tensor, (rows, cols), EXECUTABLE_TYPES, layer)
+    def matrix(
+        self, tensor: str, rows: int, cols: int, layer: int | None = None, part: tuple[int, int] | None = None
+    ) -> Value:
+        """A weight matrix of the file, checked; declared once however often it is used.
 
-    def vector(self, tensor: str, length: int, layer: int | None = None) -> Value:
-        """A norm weight or bias of the file, always f32."""
-        return self._weight(tensor, (length,), ("f32",), layer)
+        ``part`` (first, count) takes only these of its rows.
+        """
+        return self._weight(tensor, (rows, cols), EXECUTABLE_TYPES, layer, part)
 
-    def bias(self, prefix: str, length: int, layer: int | None = None) -> tuple[Value, ...]:
-        """The tensor "<prefix>.bias" where the file has it, else nothing."""
+    def vector(
+        self, tensor: str, length: int, layer: int | None = None, part: tuple[int, int] | None = None
+    ) -> Value:
+        """A norm weight or bias of the file, f32; ``part`` (first, count) takes only these elements."""
+        return self._weight(tensor, (length,), ("f32",), layer, part)
+
+    def table(self, tensor: str, shape: tuple[int, ...], layer: int | None = None) -> Value:
+        """A tensor of any rank that is read as f32, whatever float type the file has."""
+        return self._weight(tensor, shape, FLOATS, layer)
+
+    def rope_table(self, rope: RopeSpec) -> Value:
+        """The table of angles of a rotation, one for all layers that share it."""
+        if rope not in self._tables:
+            half = rope.dimension_count // 2
+            for factors in (rope.freq_factors, rope.long_factors):
+                if factors is not None:
+                    self._tensor(factors, (half,))
+            name = "rope_table" + (f".{len(self._tables)}" if self._tables else "")
+            shape = ("context", half, 2)
+            self._tables[rope] = self.graph.declare(
+                Value(name, shape, "f32", "constant", tensor=rope.freq_factors, rope=rope)
+            )
+        return self._tables[rope]
+
+    def bias(
+        self, prefix: str, length: int, layer: int | None = None, part: tuple[int, int] | None = None
+    ) -> tuple[Value, ...]:
+        """The tensor "<prefix>.bias" (or a ``part`` of it) where the file has it, else nothing."""
         tensor = f"{prefix}.bias"
-        return (self.vector(tensor, length, layer),) if self.has(tensor) else ()
+        return (self.vector(tensor, length, layer, part),) if self.has(tensor) else ()
 
     def _weight(
-        self, tensor: str, shape: tuple[int, ...], types: tuple[str, ...], layer: int | None
+        self,
+        tensor: str,
+        shape: tuple[int, ...],
+        types: tuple[str, ...],
+        layer: int | None,
+        part: tuple[int, int] | None = None,
     ) -> Value:
-        declared = self.graph.values.get(tensor)
+        first, count = part or (0, shape[0])
+        name = tensor if part is None else f"{tensor}[{first}:{first + count}]"
+        declared = self.graph.values.get(name)
         if declared is not None:
             return declared
         info = self._tensor(tensor, shape)
@@ -115,7 +202,11 @@ class ModelBuilder:
                 f"tensor '{tensor}' has type {info.type.name}; expected {_types(types)}",
                 f"Quantise the model to one of {_types(EXECUTABLE_TYPES)}, for example with llama-quantize.",
             )
-        return self.graph.declare(Value(tensor, shape, dtype, "weight", tensor=tensor, layer=layer))
+        if types is FLOATS:
+            dtype = "f32"  # decoded when it is packed
+        return self.graph.declare(
+            Value(name, (count, *shape[1:]), dtype, "weight", tensor=tensor, layer=layer, first_row=first)
+        )
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         info = self._tensors.get(name)
@@ -130,15 +221,6 @@ class ModelBuilder:
             )
         self._used.add(name)
         return info
-
-    def _rope_table(self) -> Value:
-        half = self.spec.rope.dimension_count // 2
-        factors = self.spec.rope.freq_factors
-        if factors is not None:
-            self._tensor(factors, (half,))
-        return self.graph.declare(
-            Value("rope_table", ("context", half, 2), "f32", "constant", tensor=factors)
-        )
 
     def _check_all_used(self) -> None:
         # A tensor that the graph does not use would be left out of the computation without a word.
@@ -166,48 +248,110 @@ class LayerBuilder:
         """a + b: the residual stream and what a block adds to it."""
         return self.op(name, ops.Add(), a, b)
 
+    def has(self, tensor: str) -> bool:
+        """Whether the layer has a tensor of this name."""
+        return self.model.has(f"blk.{self.layer}.{tensor}")
+
+    def scaled(self, name: str, x: Value, factor: float | None) -> Value:
+        """x times a factor; x itself where there is none."""
+        return x if factor is None else self.op(name, ops.Scale(factor), x)
+
     def norm(self, name: str, x: Value) -> Value:
-        """RMSNorm with the weight "<name>.weight"."""
-        weight = self.model.vector(
-            f"blk.{self.layer}.{name}.weight", self.model.spec.embedding_length, self.layer
-        )
-        return self.op(name, ops.RMSNorm(self.model.spec.norm_epsilon), x, weight)
+        """The family's norm with the weight "<name>.weight"."""
+        return self.model.norm(f"layer{self.layer}.{name}", x, f"blk.{self.layer}.{name}", self.layer)
 
-    def linear(self, name: str, x: Value, out: int) -> Value:
-        """Product with "<name>.weight" of ``out`` rows, plus "<name>.bias" where the file has it."""
+    def linear(
+        self, name: str, x: Value, out: int, node: str = "", part: tuple[int, int] | None = None
+    ) -> Value:
+        """Product with "<name>.weight" of ``out`` rows, plus "<name>.bias" where the file has it.
+
+        ``part`` (first, count) takes only these rows of both; ``node`` is then the name of the product.
+        """
         prefix = f"blk.{self.layer}.{name}"
-        weight = self.model.matrix(f"{prefix}.weight", out, int(x.shape[-1]), self.layer)
-        return self.op(name, ops.Linear(), x, weight, *self.model.bias(prefix, out, self.layer))
+        weight = self.model.matrix(f"{prefix}.weight", out, int(x.shape[-1]), self.layer, part)
+        bias = self.model.bias(prefix, out, self.layer, part)
+        return self.op(node or name, ops.Linear(), x, weight, *bias)
 
-    def attention(self, x: Value, window: int = 0) -> Value:
-        """Grouped-query attention with RoPE over the cache: x f32[rows, E] -> f32[rows, E]."""
+    def linears(self, fused: str, x: Value, parts: Mapping[str, int]) -> list[Value]:
+        """Products of x, name to rows: with matrices of their own, or with the rows of ``fused`` in order."""
+        if not self.has(f"{fused}.weight"):
+            return [self.linear(name, x, rows) for name, rows in parts.items()]
+        total, first, made = sum(parts.values()), 0, []
+        for name, rows in parts.items():
+            made.append(self.linear(fused, x, total, name, (first, rows)))
+            first += rows
+        return made
+
+    def attention(self, x: Value, form: AttentionForm) -> Value:
+        """Grouped-query attention over the cache: x f32[rows, E] -> f32[rows, E].
+
+        The projections are "attn_q", "attn_k" and "attn_v", or the rows of "attn_qkv" in this order.
+        """
         spec = self.model.spec
         heads, kv_heads, length = spec.head_count, spec.head_count_kv, spec.key_length
-        q = self.linear("attn_q", x, heads * length)
-        k = self.linear("attn_k", x, kv_heads * length)
-        v = self.linear("attn_v", x, kv_heads * length)
-        q = self._rope("attn_q_rope", q, heads)
-        k = self._rope("attn_k_rope", k, kv_heads)
+        if length != spec.value_length:
+            raise UnsupportedModelError(
+                f"keys of {length} and values of {spec.value_length} elements per head are not supported; "
+                f"both lengths must be equal"
+            )
+        widths = {"attn_q": heads * length, "attn_k": kv_heads * length, "attn_v": kv_heads * length}
+        q, k, v = self.linears("attn_qkv", x, widths)
+        if form.clamp:
+            clamp = ops.Clamp(form.clamp)
+            q, k, v = (self.op(f"attn_{n}_clamp", clamp, y) for n, y in zip("qkv", (q, k, v), strict=True))
+        if form.qk_norm:
+            q = self._qk_norm("attn_q_norm", q, heads, form.qk_norm)
+            k = self._qk_norm("attn_k_norm", k, kv_heads, form.qk_norm)
+        if form.rope is not None:
+            q = self._rope("attn_q_rope", q, heads, form.rope)
+            k = self._rope("attn_k_rope", k, kv_heads, form.rope)
         k_cache, v_cache = self._append(k, v)
         scores = self.op("attn_qk", ops.QK(heads, kv_heads, length), q, k_cache)
-        scores = self.op("attn_scale", ops.Scale(1.0 / math.sqrt(length)), scores)
-        scores = self.op("attn_mask", ops.Mask(causal=True, window=window), scores)
+        scale = 1.0 / math.sqrt(length) if form.scale is None else form.scale
+        scores = self.op("attn_scale", ops.Scale(scale), scores)
+        if form.softcap:
+            scores = self.op("attn_softcap", ops.SoftCap(form.softcap), scores)
+        scores = self.op("attn_mask", ops.Mask(causal=True, window=form.window, alibi=form.alibi), scores)
         scores = self.op("attn_softmax", ops.Softmax(), scores)
         mixed = self.op("attn_weighted_v", ops.WeightedV(heads, kv_heads, length), scores, v_cache)
         return self.linear("attn_output", mixed, spec.embedding_length)
 
-    def swiglu(self, x: Value) -> Value:
-        """down(SiLU(gate(x)) * up(x)): x f32[rows, E] -> f32[rows, E]."""
+    def gated(self, x: Value, activation: ops.Pointwise) -> Value:
+        """down(activation(gate(x)) * up(x)): x f32[rows, E] -> f32[rows, E].
+
+        Without "ffn_gate" the rows of "ffn_up" are those of the gate, then those of up.
+        """
         spec = self.model.spec
-        gate = self.linear("ffn_gate", x, spec.feed_forward_length)
-        up = self.linear("ffn_up", x, spec.feed_forward_length)
-        gated = self.op("ffn_mul", ops.Mul(), self.op("ffn_silu", ops.SiLU(), gate), up)
+        rows = {"ffn_gate": spec.feed_forward_length, "ffn_up": spec.feed_forward_length}
+        if self.has("ffn_gate.weight"):
+            gate, up = (self.linear(name, x, count) for name, count in rows.items())
+        else:
+            gate, up = self.linears("ffn_up", x, rows)
+        gated = self.op("ffn_mul", ops.Mul(), self._activated(activation, gate), up)
         return self.linear("ffn_down", gated, spec.embedding_length)
 
-    def _rope(self, name: str, x: Value, heads: int) -> Value:
+    def plain(self, x: Value, activation: ops.Pointwise) -> Value:
+        """down(activation(up(x))): x f32[rows, E] -> f32[rows, E]."""
         spec = self.model.spec
-        rope = ops.Rope(heads, spec.key_length, spec.rope.dimension_count, spec.rope.interleaved)
-        return self.op(name, rope, x, self.model.rope_table)
+        up = self.linear("ffn_up", x, spec.feed_forward_length)
+        return self.linear("ffn_down", self._activated(activation, up), spec.embedding_length)
+
+    def _activated(self, activation: ops.Pointwise, x: Value) -> Value:
+        return self.op(f"ffn_{type(activation).__name__.lower()}", activation, x)
+
+    def _qk_norm(self, name: str, x: Value, heads: int, span: str) -> Value:
+        spec, tensor = self.model.spec, f"blk.{self.layer}.{name}.weight"
+        if span == "row":
+            weight = self.model.vector(tensor, int(x.shape[-1]), self.layer)
+            return self.op(name, ops.RMSNorm(spec.norm_epsilon), x, weight)
+        shape = (spec.key_length,) if span == "head" else (heads, spec.key_length)
+        weight = self.model.table(tensor, shape, self.layer)
+        return self.op(name, ops.HeadNorm(heads, spec.norm_epsilon, self.model.layer_norm), x, weight)
+
+    def _rope(self, name: str, x: Value, heads: int, rope: RopeSpec) -> Value:
+        length = self.model.spec.key_length
+        turn = ops.Rope(heads, length, rope.dimension_count, rope.interleaved)
+        return self.op(name, turn, x, self.model.rope_table(rope))
 
     def _append(self, k: Value, v: Value) -> tuple[Value, Value]:
         """Declare the layer's caches and append to them."""

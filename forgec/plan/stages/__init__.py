@@ -15,11 +15,13 @@ from forgec.plan.stages.attention import (
 from forgec.plan.stages.base import Arg, StageParams
 from forgec.plan.stages.elementwise import ElementwiseParams, KVAppendParams, RopeParams, SampleParams
 from forgec.plan.stages.linear import (
+    POINTWISE,
     EmbeddingParams,
     LinearParams,
     MatmulParams,
     MatvecParams,
     NormParams,
+    NormRopeKVParams,
     QuantiseParams,
     RopeFields,
     RopeKVParams,
@@ -27,6 +29,7 @@ from forgec.plan.stages.linear import (
 )
 
 __all__ = [
+    "POINTWISE",
     "Arg",
     "AttentionDecodeParams",
     "AttentionParams",
@@ -39,6 +42,7 @@ __all__ = [
     "MatmulParams",
     "MatvecParams",
     "NormParams",
+    "NormRopeKVParams",
     "QKParams",
     "QuantiseParams",
     "RopeFields",

@@ -31,11 +31,14 @@ class SampleParams(StageParams):
 
 @dataclass(frozen=True)
 class ElementwiseParams(StageParams):
-    """y = op(a[, b]) over ``state.rows * width`` elements; op is "add", "mul", "silu" or "scale"."""
+    """y = op(a[, b]) over ``state.rows * width`` elements; op is "add", "mul" or a function of POINTWISE.
+
+    ``factor`` is the parameter of such a function, if it has one.
+    """
 
     op: str
     width: int
-    factor: float = 1.0
+    factor: float = 0.0
 
     @property
     def stage(self) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from forgec.errors import VerifyError
 from forgec.plan.layouts import FORMATS, block_elements
 from forgec.plan.stages.base import KV_CTYPES, STATE, Arg, StageParams, pointers_of
 
 __all__ = [
+    "POINTWISE",
     "Q8_IN",
     "Q8_OUT",
     "EmbeddingParams",
@@ -16,6 +17,7 @@ __all__ = [
     "MatmulParams",
     "MatvecParams",
     "NormParams",
+    "NormRopeKVParams",
     "Operand",
     "QuantiseParams",
     "RopeFields",
@@ -23,8 +25,8 @@ __all__ = [
     "Segment",
 ]
 
-#: What an epilogue needs of ``templates/lib``.
-EPILOGUE_LIBRARIES = {"store": (), "residual": (), "swiglu": ("silu",), "rope_kv": ("rope",)}
+#: Functions of one element that a product or an elementwise stage can apply: ``templates/lib/pointwise``.
+POINTWISE = ("silu", "gelu", "squared_relu", "scale", "softcap", "clamp")
 #: LDS that a row of float activations may take, and bytes of 32 of them (padded, with their sum).
 LDS_ACTIVATION_BYTES = 48 * 1024
 LDS_GROUP_BYTES = 36 * 4
@@ -32,7 +34,10 @@ LDS_GROUP_BYTES = 36 * 4
 
 @dataclass(frozen=True)
 class EmbeddingParams(StageParams):
-    """out[r, :] = scale * W[token_r, :]; ``decode`` takes the one token from ``state``."""
+    """out[r, :] = scale * W[token_r, :] (+ positions[position + r, :], f32, where ``positions``).
+
+    ``decode`` takes the one token from ``state``.
+    """
 
     format: str
     layout: str
@@ -40,6 +45,7 @@ class EmbeddingParams(StageParams):
     vocab: int
     decode: bool
     scale: float = 1.0
+    positions: bool = False
 
     @property
     def stage(self) -> str:
@@ -63,16 +69,28 @@ class EmbeddingParams(StageParams):
     @property
     def args(self) -> tuple[Arg, ...]:
         pointers = pointers_of("w0", self.format, self.layout)
-        return (STATE, Arg("tokens", "const i32*"), *pointers, Arg("out", "float*"))
+        positions = (Arg("positions", "const float*"),) if self.positions else ()
+        return (STATE, Arg("tokens", "const i32*"), *pointers, *positions, Arg("out", "float*"))
 
 
 @dataclass(frozen=True)
 class NormParams(StageParams):
-    """RMSNorm of ``state.rows`` rows; ``output`` "f32" writes y, "q8" writes int8 with d and s per 32."""
+    """RMSNorm, or LayerNorm where ``centred``, of ``state.rows * groups`` rows of ``cols`` elements.
+
+    ``output`` "f32" writes y, "q8" writes int8 with d and s per 32. ``weight``, ``bias``: which parameters
+    there are; ``own_weights``: each of the groups of a row (its heads) has its own. ``residual``: y has it
+    added, and may be the same buffer.
+    """
 
     cols: int
     eps: float
     output: str
+    centred: bool = field(default=False, kw_only=True)
+    weight: bool = field(default=True, kw_only=True)
+    bias: bool = field(default=False, kw_only=True)
+    groups: int = field(default=1, kw_only=True)
+    own_weights: bool = field(default=False, kw_only=True)
+    residual: bool = field(default=False, kw_only=True)
 
     @property
     def stage(self) -> str:
@@ -80,11 +98,38 @@ class NormParams(StageParams):
 
     @property
     def title(self) -> str:
-        return f"norm_{self.output}"
+        return f"{self.kind}_{self.output}{'_add' if self.residual else ''}"
+
+    @property
+    def kind(self) -> str:
+        """Which norm: ``templates/lib/prologues/<kind>``."""
+        return "layernorm" if self.centred else "rmsnorm"
+
+    @property
+    def norm_weight(self) -> str:
+        """C expression of the weights of row ``row``, "nullptr" without any."""
+        if not self.weight:
+            return "nullptr"
+        return f"weight + (i64)(row % {self.groups}) * kCols" if self.own_weights else "weight"
+
+    @property
+    def norm_bias(self) -> str:
+        return "bias" if self.bias else "nullptr"
+
+    @property
+    def by_eights(self) -> bool:
+        """Whether rows are whole vectors of eight."""
+        return self.cols % 8 == 0
+
+    def added(self, row: str) -> str:
+        """C expression of a row with its residual added, where there is one."""
+        if not self.residual:
+            return row
+        return f"AddedRow<decltype({row})>{{residual + (i64)row * kCols, {row}}}"
 
     @property
     def output_args(self) -> tuple[Arg, ...]:
-        return Q8_OUT if self.output == "q8" else (Arg("y", "float*"),)
+        return Q8_OUT if self.output == "q8" else (Arg("y", "float*", restrict=not self.residual),)
 
     @property
     def outputs(self) -> str:
@@ -93,7 +138,10 @@ class NormParams(StageParams):
 
     @property
     def args(self) -> tuple[Arg, ...]:
-        return (STATE, Arg("x", "const float*"), Arg("weight", "const float*"), *self.output_args)
+        weight = (Arg("weight", "const float*"),) if self.weight else ()
+        bias = (Arg("bias", "const float*"),) if self.bias else ()
+        residual = (Arg("residual", "const float*", restrict=False),) if self.residual else ()
+        return (STATE, *residual, Arg("x", "const float*"), *weight, *bias, *self.output_args)
 
 
 Q8_OUT = (Arg("yq", "i8*"), Arg("yd", "float*"), Arg("ys", "float*"))
@@ -146,7 +194,10 @@ class Operand:
 
 @dataclass(frozen=True)
 class RopeFields:
-    """What RoPE and the KV append need to know; part of the stages that carry that epilogue."""
+    """What RoPE and the KV append need to know; part of the stages that carry that epilogue.
+
+    ``rope_dims`` 0: nothing is rotated and there is no table.
+    """
 
     heads: int
     kv_heads: int
@@ -166,9 +217,15 @@ class RopeFields:
         return (self.heads + 2 * self.kv_heads) * self.head_length
 
     @property
+    def table(self) -> str:
+        """C expression of the table of angles."""
+        return "rope_table" if self.rope_dims else "nullptr"
+
+    @property
     def out_args(self) -> tuple[Arg, ...]:
+        table = (Arg("rope_table", "const float*"),) if self.rope_dims else ()
         return (
-            Arg("rope_table", "const float*"),
+            *table,
             Arg("q_out", "float*"),
             Arg("k_cache", f"{self.kv_ctype}*"),
             Arg("v_cache", f"{self.kv_ctype}*"),
@@ -177,14 +234,20 @@ class RopeFields:
 
 @dataclass(frozen=True)
 class LinearParams(StageParams):
-    """Shared by matvec and matmul: y = epilogue(W · prologue(x)) over one to three weight segments."""
+    """Shared by matvec and matmul: y = epilogue(W · prologue(x)) over one to three weight segments.
+
+    ``then``: the function of POINTWISE that the epilogue applies, "" for none; to the gate of "gated", else
+    to the product. ``factor`` is its parameter, if it has one.
+    """
 
     cols: int
     segments: tuple[Segment, ...]
     layout: str
     act: str  # "f32" | "q8"
-    epilogue: str  # "store" | "residual" | "swiglu" | "rope_kv"
+    epilogue: str  # "store" | "residual" | "gated" | "rope_kv"
     bias: bool
+    then: str = field(default="", kw_only=True)
+    factor: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -198,10 +261,12 @@ class LinearParams(StageParams):
                     f"stage '{self.stage}': int8 activations need weights in blocks of 32, "
                     f"found '{segment.format}'"
                 )
-        if self.epilogue == "swiglu" and (
-            len(self.segments) != 2 or self.segments[0].rows != self.segments[1].rows
+        if self.epilogue == "gated" and (
+            len(self.segments) != 2 or self.segments[0].rows != self.segments[1].rows or not self.then
         ):
-            raise VerifyError("epilogue 'swiglu' needs two segments of equal rows")
+            raise VerifyError("epilogue 'gated' needs two segments of equal rows and a function")
+        if self.then not in ("", *POINTWISE):
+            raise VerifyError(f"unknown function '{self.then}'; known: {', '.join(POINTWISE)}")
 
     @property
     def rows(self) -> int:
@@ -210,7 +275,7 @@ class LinearParams(StageParams):
 
     @property
     def out_rows(self) -> int:
-        return self.segments[0].rows if self.epilogue == "swiglu" else self.rows
+        return self.segments[0].rows if self.epilogue == "gated" else self.rows
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -224,8 +289,13 @@ class LinearParams(StageParams):
 
     @property
     def libraries(self) -> tuple[str, ...]:
-        """Templates of ``templates/lib`` that the epilogue uses."""
-        return EPILOGUE_LIBRARIES[self.epilogue]
+        """Templates of ``templates/lib`` (or ``templates/lib/cpu``) that the epilogue uses."""
+        rope = ("rope",) if self.epilogue == "rope_kv" else ()
+        return (*rope, f"pointwise/{self.then}") if self.then else rope
+
+    def apply(self, expression: str) -> str:
+        """C text of ``then`` of an expression."""
+        return f"{self.then}({expression})" if self.then else expression
 
     @property
     def operands(self) -> tuple[Operand, ...]:
@@ -247,7 +317,7 @@ class LinearParams(StageParams):
     @property
     def apart(self) -> tuple[Operand, ...]:
         """The operands whose rows are work of their own: gate and up share theirs."""
-        return self.operands[:1] if self.epilogue == "swiglu" else self.operands
+        return self.operands[:1] if self.epilogue == "gated" else self.operands
 
     @property
     def weight_args(self) -> tuple[Arg, ...]:
@@ -266,23 +336,34 @@ class LinearParams(StageParams):
 
     @property
     def tag(self) -> str:
-        return f"{'_'.join(self.formats)}_{self.epilogue}_{self.rows}x{self.cols}"
+        epilogue = f"{self.epilogue}_{self.then}" if self.then else self.epilogue
+        return f"{'_'.join(self.formats)}_{epilogue}_{self.rows}x{self.cols}"
 
 
 @dataclass(frozen=True)
 class MatvecParams(LinearParams):
     """Decode: one row of activations; ``lanes_per_row`` lanes share ``rows_per_group`` rows at a time."""
 
-    prologue: str  # "none" | "rmsnorm"
+    prologue: str  # "none" | "rmsnorm" | "layernorm"
     eps: float
     row_select: bool
     lanes_per_row: int
     rows_per_group: int
     rope: RopeFields | None = None
+    norm_parameters: tuple[str, ...] = field(default=("norm_weight",), kw_only=True)
 
     @property
     def stage(self) -> str:
         return "matvec"
+
+    @property
+    def norm_weight(self) -> str:
+        """C expression of the prologue's weights, "nullptr" without any."""
+        return "norm_weight" if "norm_weight" in self.norm_parameters else "nullptr"
+
+    @property
+    def norm_bias(self) -> str:
+        return "norm_bias" if "norm_bias" in self.norm_parameters else "nullptr"
 
     @property
     def most_rows(self) -> int:
@@ -292,7 +373,7 @@ class MatvecParams(LinearParams):
     @property
     def bundles(self) -> str:
         """Which rows a group takes at a time: ``templates/lib/<name>``."""
-        return {"swiglu": "matvec_gated", "rope_kv": "matvec_rotary"}.get(self.epilogue, "matvec_plain")
+        return {"gated": "matvec_gated", "rope_kv": "matvec_rotary"}.get(self.epilogue, "matvec_plain")
 
     @property
     def activations(self) -> str:
@@ -307,7 +388,8 @@ class MatvecParams(LinearParams):
 
     @property
     def args(self) -> tuple[Arg, ...]:
-        norm = (Arg("norm_weight", "const float*"),) if self.prologue == "rmsnorm" else ()
+        parameters = self.norm_parameters if self.prologue != "none" else ()
+        norm = tuple(Arg(name, "const float*") for name in parameters)
         tail = self.rope.out_args if self.rope is not None else self.tail_args
         return (STATE, Arg("x", "const float*"), *norm, *self.weight_args, *tail)
 
@@ -326,7 +408,7 @@ class MatmulParams(LinearParams):
     @property
     def sets(self) -> int:
         """Matrices that a tile multiplies at once."""
-        return 2 if self.epilogue == "swiglu" else 1
+        return 2 if self.epilogue == "gated" else 1
 
     @property
     def activation_args(self) -> tuple[Arg, ...]:
@@ -359,3 +441,35 @@ class RopeKVParams(StageParams):
     @property
     def args(self) -> tuple[Arg, ...]:
         return (STATE, Arg("qkv", "const float*"), *self.rope.out_args)
+
+
+@dataclass(frozen=True)
+class NormRopeKVParams(StageParams):
+    """As RopeKVParams, and q and k are normed before: RMSNorm, or LayerNorm without bias where ``centred``.
+
+    ``span`` "head": each head by itself, one weight [head_length] for all; "heads": a weight per head; "row":
+    all heads of q, and all of k, as one row.
+    """
+
+    rope: RopeFields
+    span: str
+    eps: float
+    centred: bool
+
+    @property
+    def stage(self) -> str:
+        return "norm_rope_kv"
+
+    @property
+    def title(self) -> str:
+        return f"norm_rope_kv_{self.span}"
+
+    @property
+    def share(self) -> str:
+        """Who norms together: ``templates/lib/qk_norm/<share>``."""
+        return "row" if self.span == "row" else "head"
+
+    @property
+    def args(self) -> tuple[Arg, ...]:
+        norms = (Arg("q_norm", "const float*"), Arg("k_norm", "const float*"))
+        return (STATE, Arg("qkv", "const float*"), *norms, *self.rope.out_args)

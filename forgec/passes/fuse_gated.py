@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
-from forgec.ir.ops import FusedLinear, Linear, Mul, NoPrologue, SiLU, SwiGLU
+from forgec.ir.ops import GELU, FusedLinear, Gated, Linear, Mul, NoPrologue, Pointwise, SiLU
 from forgec.passes.match import Fusion, FusionPass, Match, Step
 
-__all__ = ["FuseSwiGLU"]
+__all__ = ["FuseGated"]
 
 
 def _gate_up(match: Match) -> FusedLinear:
-    return FusedLinear(NoPrologue(), SwiGLU(), segments=2, bias=match.has("?gate_bias"))
+    epilogue = Gated(cast(Pointwise, match.op("activation")))
+    return FusedLinear(NoPrologue(), epilogue, segments=2, bias=match.has("?gate_bias"))
 
 
 def _both_or_no_bias(match: Match) -> bool:
     return match.has("?gate_bias") == match.has("?up_bias")
 
 
-_TABLE = (
-    Fusion(
+def _row(activation: type[Pointwise]) -> Fusion:
+    return Fusion(
         pattern=(
-            Step("silu", SiLU, ("gate",)),
+            Step("activation", activation, ("gate",)),
             Step("gate", Linear, ("x", "gate_weight", "?gate_bias")),
-            Step("mul", Mul, ("silu", "up")),
+            Step("mul", Mul, ("activation", "up")),
             Step("up", Linear, ("x", "up_weight", "?up_bias")),
         ),
         inputs=("x", "gate_weight", "up_weight", "?gate_bias", "?up_bias"),
@@ -31,12 +33,11 @@ _TABLE = (
         op=_gate_up,
         guard=_both_or_no_bias,
         node="ffn_gate_up",
-    ),
-)
+    )
 
 
 @dataclass(frozen=True)
-class FuseSwiGLU(FusionPass):
+class FuseGated(FusionPass):
     """One kernel reads x once for both matrices and writes their gated product.
 
     before::
@@ -46,10 +47,11 @@ class FuseSwiGLU(FusionPass):
 
     after::
 
-        x -> FusedLinear[none, swiglu] -> y
+        x -> FusedLinear[none, gated] -> y
 
-    Not where gate and up read different values, or the ungated product has another use.
+    and the same with GELU. Not where gate and up read different values, or the ungated product has another
+    use.
     """
 
-    name: str = "fuse-swiglu"
-    table: tuple[Fusion, ...] = _TABLE
+    name: str = "fuse-gated"
+    table: tuple[Fusion, ...] = tuple(map(_row, (SiLU, GELU)))
