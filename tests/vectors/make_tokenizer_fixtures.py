@@ -32,6 +32,7 @@ from tests.smollm2 import require_smollm2
 from tests.vectors.oracle import Oracle
 from tests.vectors.small_vocabularies import gemma_vocabulary, pair_vocabulary, sentencepiece_vocabulary
 from tests.vectors.strings import FIXED_STRINGS, random_strings
+from tests.vectors.tokenizer_families import FAMILIES, family_metadata, family_strings
 
 FOLDER = Path(__file__).resolve().parents[1] / "fixtures" / "tokenizer"
 MADE_WITH = f"tests/vectors/make_tokenizer_fixtures.py, llama-cpp-python {llama_cpp.__version__}"
@@ -175,6 +176,16 @@ def make_small_vocabularies() -> None:
     )
 
 
+def make_families() -> None:
+    """Ids, special ids and fill-in-the-middle ids per family of models."""
+    answers = {}
+    for name, family in FAMILIES.items():
+        texts = family_strings(family)
+        oracle = _oracle(family_metadata(family, texts))
+        answers[name] = _answers(oracle, texts) | {"fim": oracle.fim_ids()}
+    _save("families.json", {"families": answers})
+
+
 def make_smollm2() -> None:
     """Ids and rendered chats of the real model."""
     import xllamacpp
@@ -201,4 +212,5 @@ def make_smollm2() -> None:
 if __name__ == "__main__":
     make_pre_tokenizers()
     make_small_vocabularies()
+    make_families()
     make_smollm2()

@@ -54,6 +54,15 @@ class Oracle:
     def eog_ids(self) -> set[int]:
         return {i for i in range(self.vocab_size) if llama_cpp.llama_vocab_is_eog(self._vocab, i)}
 
+    def fim_ids(self) -> dict[str, int | None]:
+        """Fill-in-the-middle ids by role."""
+        roles = {"prefix": "pre", "suffix": "suf", "middle": "mid", "pad": "pad", "repository": "rep",
+                 "separator": "sep"}  # fmt: skip
+        return {
+            role: self._id(getattr(llama_cpp, f"llama_vocab_fim_{name}")(self._vocab))
+            for role, name in roles.items()
+        }
+
     def control_ids(self) -> set[int]:
         """Ids that llama.cpp neither parses from nor shows in plain text."""
         wanted = _LLAMA_TOKEN_ATTR_UNKNOWN | _LLAMA_TOKEN_ATTR_CONTROL

@@ -12,7 +12,14 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
-__all__ = ["gemma_vocabulary", "naive_bytes", "pair_vocabulary", "sentencepiece_vocabulary"]
+__all__ = [
+    "byte_pairs",
+    "gemma_vocabulary",
+    "naive_bytes",
+    "pair_vocabulary",
+    "sentencepiece_vocabulary",
+    "trained_pieces",
+]
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
@@ -38,13 +45,18 @@ def _shuffled(items: Iterable[str]) -> list[str]:
     return sorted(items, key=lambda item: (zlib.crc32(item.encode()), item))
 
 
+def byte_pairs(strings: Sequence[str]) -> list[str]:
+    """Every pair of neighbouring bytes in ``strings``, in GPT-2's byte alphabet and a shuffled order."""
+    written = [naive_bytes(text) for text in strings]
+    return _shuffled({text[i : i + 2] for text in written for i in range(len(text) - 1)})
+
+
 def pair_vocabulary(strings: Sequence[str], pre: str) -> dict[str, Any]:
     """Every byte, and every pair of neighbouring bytes in ``strings``, merged in a shuffled order.
 
     Any two neighbours in a word can merge and nothing longer exists, so ids show where a text was cut.
     """
-    written = [naive_bytes(text) for text in strings]
-    pairs = _shuffled({text[i : i + 2] for text in written for i in range(len(text) - 1)})
+    pairs = byte_pairs(strings)
     tokens = [*byte_alphabet().values(), *pairs]
     types = [NORMAL] * len(tokens)
     extra = {
@@ -79,6 +91,8 @@ def _train(strings: Sequence[str], merges: int) -> tuple[list[str], list[tuple[s
     order: list[tuple[str, str]] = []
     for _ in range(merges):
         counts = Counter(pair for text in texts for pair in pairwise(text))
+        if not counts:
+            break
         pair = max(counts, key=lambda pair: (counts[pair], pair))
         order.append(pair)
         texts = [_merged(text, pair) for text in texts]
@@ -101,6 +115,12 @@ def _merged(text: list[str], pair: tuple[str, str]) -> list[str]:
 def _pieces(order: Sequence[tuple[str, str]], reserved: set[str]) -> list[str]:
     """The trained pieces, without texts that the vocabulary has for another purpose."""
     return [piece for piece in dict.fromkeys(left + right for left, right in order) if piece not in reserved]
+
+
+def trained_pieces(strings: Sequence[str], reserved: set[str]) -> list[str]:
+    """SentencePiece-like pieces of ``strings``, the best first, and then the characters."""
+    characters, order = _train(strings, 40)
+    return [*_pieces(order, reserved), *(char for char in characters if char not in reserved)]
 
 
 def sentencepiece_vocabulary(
