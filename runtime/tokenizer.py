@@ -46,8 +46,8 @@ class Tokenizer:
 
     ``source``: path of ``tokenizer.json``, or its text. ``section``: the manifest's ``tokenizer`` section.
 
-    ``eog_ids`` end a generation, ``special_ids`` are the control tokens, ``suppress_ids`` should never be
-    sampled; ``bos_id`` and ``eos_id`` may be None.
+    ``eog_ids`` end a generation, ``special_ids`` are the control tokens; ``bos_id`` and ``eos_id`` may be
+    None.
 
     Raises: PackageError if either cannot be read or they do not belong together.
     """
@@ -63,7 +63,6 @@ class Tokenizer:
             self.eog_ids: frozenset[int] = frozenset(section["eog_ids"])
             self.add_bos: bool = section["add_bos"]
             self.special_ids = _expand(section["special_ids"])
-            self.suppress_ids = _expand(section["suppress_ids"])
             self._literal = self.special_ids | _expand(section["literal_ids"])
             self._bytes = _expand(section["byte_ids"])
             self._silent = _expand(section["silent_ids"])

@@ -49,10 +49,17 @@ def encode(array: np.ndarray, type_name: str) -> np.ndarray | Encoded:
 
 
 def write_gguf(
-    path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray | Encoded] | None = None
+    path: Path,
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray | Encoded] | None = None,
+    per_shard: int = 0,
 ) -> Path:
-    """Write a file. int becomes uint32 (int32 when negative), float float32; lists become arrays."""
-    writer = gguf.GGUFWriter(path, metadata.get("general.architecture", "llama"))
+    """Write a file. int becomes uint32 (int32 when negative), float float32; lists become arrays.
+
+    With ``per_shard`` tensors a file the model is split, and the path of the first shard is returned.
+    """
+    architecture = metadata.get("general.architecture", "llama")
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=per_shard)
     for key, value in metadata.items():
         if key != "general.architecture":
             _add(writer, key, value)
@@ -65,7 +72,7 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    return next(iter(sorted(path.parent.glob(f"{path.stem}-00001-of-*.gguf")))) if per_shard else path
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
@@ -194,7 +201,7 @@ class TinyModel:
             shapes["output.weight"] = (self.vocab_size, hidden)
         return shapes
 
-    def write(self, path: Path, rng: np.random.Generator | None = None) -> Path:
+    def write(self, path: Path, rng: np.random.Generator | None = None, per_shard: int = 0) -> Path:
         """Write the model; matrices are N(0, 1/columns), norms close to 1, biases small."""
         rng = rng or np.random.default_rng(0)
         tensors: dict[str, np.ndarray | Encoded] = {}
@@ -210,7 +217,7 @@ class TinyModel:
                 del tensors[name]
             else:
                 tensors[name] = extra
-        return write_gguf(path, self.all_metadata(), tensors)
+        return write_gguf(path, self.all_metadata(), tensors, per_shard)
 
 
 def refusal(path: Path, kind: type[ForgeError] = GGUFError) -> tuple[str, str]:

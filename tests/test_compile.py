@@ -18,9 +18,11 @@ import forgec.compiler
 from forgec.compiler import Compiled, check_kernels, compile_model
 from forgec.config import load_config
 from forgec.errors import ToolchainError
+from forgec.inspection import inspect_file
 from forgec.plan.program import CompileOptions
 from forgec.toolchain import open_cache
 from tests.cli_files import CPU, ROOT, compiled, finish, start, tiny_model
+from tests.gguf_files import TinyModel
 from tests.smollm2 import require_smollm2
 
 
@@ -70,6 +72,19 @@ def test_the_cache_changes_nothing(model: Path, tmp_path: Path) -> None:
     warm = compile_tiny(model, tmp_path / "b")
     assert all(code.cached for code in warm.objects)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_sharded_model_gives_the_same_package(tmp_path: Path) -> None:
+    """Shards are nothing but places: every tensor is packed as from one file."""
+    tiny = TinyModel(quant="Q8_0")
+    whole, first = tiny.write(tmp_path / "m.gguf"), tiny.write(tmp_path / "s.gguf", per_shard=5)
+    assert first.name == "s-00001-of-00005.gguf"
+    compile_tiny(whole, tmp_path / "whole")
+    compile_tiny(first, tmp_path / "sharded")
+    assert contents(tmp_path / "whole") == contents(tmp_path / "sharded")
+    found = inspect_file(first)
+    assert (found.shards, found.compiles) == (5, True)
+    assert found.weight_bytes == inspect_file(whole).weight_bytes
 
 
 def test_what_a_package_holds(model: Path, tmp_path: Path) -> None:

@@ -258,13 +258,13 @@ class TestShards:
             "The shards do not belong together; download all of them again.",
         )
 
-    def split(self, folder: Path, number: int, tensor: str, total: int = 2) -> Path:
+    def split(
+        self, folder: Path, number: int, tensor: str, extra: tuple[str, bytes] | None = None, total: int = 2
+    ) -> Path:
+        keys = {"split.no": u32_value(number), "split.count": u32_value(2)}
+        keys |= {"split.tensors.count": u32_value(total)} | dict([extra] if extra else [])
         raw = RawGGUF(
-            keys=[
-                ("split.no", u32_value(number)),
-                ("split.count", u32_value(2)),
-                ("split.tensors.count", u32_value(total)),
-            ],
+            keys=list(keys.items()),
             tensors=[(tensor, (1,), 24, 0)],
             data=b"\0",
         )
@@ -275,6 +275,25 @@ class TestShards:
         self.split(tmp_path, 1, "a")
         expected = "tensor 'a' is in 'x-00001-of-00002.gguf' and again in 'x-00002-of-00002.gguf'"
         assert refusal(first)[0] == expected
+
+    @pytest.mark.parametrize(
+        ("key", "own", "others"),
+        [
+            ("split.tensors.count", u32_value(5), "5 and 2"),
+            ("general.architecture", text_value("mpt"), "'mpt' and 'llama'"),
+            ("general.name", text_value("M 70B"), "'M 70B' and None"),
+        ],
+    )
+    def test_shards_of_two_models_are_refused(
+        self, tmp_path: Path, key: str, own: bytes, others: str
+    ) -> None:
+        first = self.split(tmp_path, 0, "a", ("general.architecture", text_value("llama")))
+        self.split(tmp_path, 1, "b", (key, own))
+        assert refusal(first) == (
+            "'x-00002-of-00002.gguf' is of another model than 'x-00001-of-00002.gguf': "
+            f"their metadata key '{key}' is {others}",
+            "The shards do not belong together; download all of them again.",
+        )
 
     def test_a_wrong_total_is_refused(self, tmp_path: Path) -> None:
         first = self.split(tmp_path, 0, "a", total=3)
@@ -302,6 +321,35 @@ class TestShards:
     def test_a_split_count_of_nought_or_one_is_a_whole_file(self, tmp_path: Path, count: int) -> None:
         with open_gguf(RawGGUF(keys=[("split.count", u32_value(count))]).write(tmp_path / "m.gguf")) as model:
             assert model.metadata["split.count"] == count
+
+
+class TestLargeFiles:
+    """Holes take no disk: what is beyond 4 GiB is read where it stands."""
+
+    def test_tensors_beyond_four_gib(self, tmp_path: Path) -> None:
+        columns, rows = 1 << 16, (1 << 16) + 3  # int8: 4 GiB and three rows
+        after = -(-columns * rows // 32) * 32
+        raw = RawGGUF(tensors=[("large", (columns, rows), 24, 0), ("last", (6,), 0, after)])
+        begin = -(-len(raw.header()) // 32) * 32
+        values = np.random.default_rng().standard_normal(6, np.float32)
+        path = tmp_path / "m.gguf"
+        with path.open("wb") as file:
+            file.write(raw.header())
+            file.seek(begin + columns * (rows - 1) + 5)
+            file.write(bytes([7]))
+            file.seek(begin + after)
+            file.write(values.tobytes())
+        with open_gguf(path) as model:
+            large, last = model.tensors["large"], model.tensors["last"]
+            assert large.nbytes > 1 << 32 and last.offset > 1 << 32
+            data = model.bytes_of("large").reshape(rows, columns)
+            assert data[rows - 1].sum() == data[rows - 1, 5] == 7
+            np.testing.assert_array_equal(model.array("last"), values)
+
+    def test_a_file_that_ends_before_a_tensor_beyond_four_gib(self, tmp_path: Path) -> None:
+        path = tmp_path / "m.gguf"
+        path.write_bytes(RawGGUF(tensors=[("x", (1 << 16, 1 << 17), 0, 1 << 33)]).build())
+        assert "occupies bytes 8589934688 to 42949673056, but 'm.gguf' has only" in refusal(path)[0]
 
 
 class TestPaths:

@@ -245,9 +245,11 @@ def test_minus_one_end_id_is_none() -> None:
     assert with_tokens({}, eos_token_id=0xFFFFFFFF)[0].eos_id is None
 
 
-def test_suppressed_ids_outside_the_vocabulary_are_dropped() -> None:
-    spec, _ = with_tokens({}, suppress_tokens=[5, 3, 10**6, -1])
-    assert spec.suppress_ids == (3, 5)
+def test_tokens_that_must_not_be_sampled_are_refused() -> None:
+    message = r"never to choose 2 tokens \('tokenizer.ggml.suppress_tokens'\), among them 5; forgec has"
+    with pytest.raises(UnsupportedModelError, match=message):
+        with_tokens({}, suppress_tokens=[5, 3, 10**6, -1])
+    assert with_tokens({}, suppress_tokens=[10**6])[0].vocab_size > 0  # llama.cpp drops ids outside, too
 
 
 # --- refusals -----------------------------------------------------------------------------------------------

@@ -199,7 +199,7 @@ def tokenizer_section() -> dict[str, Any]:
         "eos_id": END,
         "eot_id": None, "unk_id": None, "pad_id": 259, "eog_ids": [END], "add_bos": False, "add_eos": False,
         "add_space_prefix": False, "special_ids": [[256, 259]], "literal_ids": [], "byte_ids": [],
-        "silent_ids": [], "suppress_ids": [], "fim": FIM, "chat_template": CHAT_TEMPLATE,
+        "silent_ids": [], "fim": FIM, "chat_template": CHAT_TEMPLATE,
         "chat_templates": {},
     }  # fmt: skip
 

@@ -186,7 +186,7 @@ def open_gguf(path: str | Path) -> GGUFFile:
     tensors: dict[str, TensorInfo] = {}
     for index, shard in enumerate(shards):
         if index > 0:
-            _check_split(shard, index, count)
+            _check_split(shard, index, count, first)
         for info in shard.tensors:
             if info.name in tensors:
                 other = shards[tensors[info.name].shard].path.name
@@ -236,7 +236,8 @@ def _shard_path(first: _Shard, count: int, index: int) -> Path:
     return path
 
 
-def _check_split(shard: _Shard, index: int, count: int) -> None:
+def _check_split(shard: _Shard, index: int, count: int, first: _Shard) -> None:
+    """A later shard must say that it is that shard, and nothing that contradicts the first one."""
     found = (_split_value(shard, "split.no", 0), _split_value(shard, "split.count", 1))
     if found != (index, count):
         raise GGUFError(
@@ -244,6 +245,14 @@ def _check_split(shard: _Shard, index: int, count: int) -> None:
             f"but its metadata say shard {found[0] + 1} of {found[1]}",
             "The shards do not belong together; download all of them again.",
         )
+    for key in ("split.tensors.count", "general.architecture", "general.name"):
+        own, others = shard.metadata.get(key), first.metadata.get(key)
+        if own is not None and own != others:
+            raise GGUFError(
+                f"'{shard.path.name}' is of another model than '{first.path.name}': "
+                f"their metadata key '{key}' is {described(own)} and {described(others)}",
+                "The shards do not belong together; download all of them again.",
+            )
 
 
 def _read_shard(path: Path, shard: int) -> _Shard:

@@ -35,8 +35,7 @@ class TokenizerSpec:
     ``eog_ids``: every id that ends a generation. ``special_ids``: control and unknown tokens, which plain
     text cannot produce and which are not shown. ``literal_ids``: user-defined tokens, matched in plain text
     and shown as written. ``byte_ids``: ``<0xNN>`` tokens. ``silent_ids``: unused tokens, shown as nothing.
-    ``suppress_ids``: the file asks the sampler never to choose these. ``chat_templates``: (name, text) of
-    the alternates to ``chat_template``. All id tuples ascend.
+    ``chat_templates``: (name, text) of the alternates to ``chat_template``. All id tuples ascend.
     """
 
     json: str
@@ -59,7 +58,6 @@ class TokenizerSpec:
     literal_ids: tuple[int, ...]
     byte_ids: tuple[int, ...]
     silent_ids: tuple[int, ...]
-    suppress_ids: tuple[int, ...]
     fim: FimIds
     chat_template: str | None
     chat_templates: tuple[tuple[str, str], ...]
@@ -68,7 +66,7 @@ class TokenizerSpec:
         """The manifest's ``tokenizer`` section: all but ``json``, long id lists as [first, last] pairs."""
         section = asdict(self)
         del section["json"]
-        for field in ("special_ids", "literal_ids", "byte_ids", "silent_ids", "suppress_ids"):
+        for field in ("special_ids", "literal_ids", "byte_ids", "silent_ids"):
             section[field] = _ranges(section[field])
         section["eog_ids"] = list(self.eog_ids)
         section["chat_templates"] = dict(self.chat_templates)
@@ -98,6 +96,7 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> TokenizerSpec:
         )
     sentencepiece = model == "llama"
     vocabulary = _read_vocabulary(metadata)
+    _check_sampler(metadata, len(vocabulary.tokens))
     special = find_special_tokens(
         metadata, vocabulary.tokens, vocabulary.ids, vocabulary.types, sentencepiece=sentencepiece
     )
@@ -220,6 +219,18 @@ def _read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     return Vocabulary(tokens, ids, types)
 
 
+def _check_sampler(metadata: Mapping[str, Any], size: int) -> None:
+    """Refuse what the sampler on the device does not do."""
+    tokens = _array(metadata, "tokenizer.ggml.suppress_tokens") or []
+    suppressed = [token for token in tokens if 0 <= token < size]
+    if suppressed:
+        raise UnsupportedModelError(
+            f"the file asks the sampler never to choose {len(suppressed)} tokens "
+            f"('tokenizer.ggml.suppress_tokens'), among them {suppressed[0]}; forgec has no such sampler",
+            hint="no supported architecture needs it; files of MiniMax models have such a list",
+        )
+
+
 def _scores(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[float]:
     key = "tokenizer.ggml.scores"
     scores = _array(metadata, key, len(vocabulary.tokens))
@@ -294,7 +305,6 @@ def _spec(
                 f"'tokenizer.ggml.{name}_token_id' names none",
                 hint="the file's metadata is inconsistent; convert the model again",
             )
-    suppress = _array(metadata, "tokenizer.ggml.suppress_tokens") or []
     types = special.types
     return TokenizerSpec(
         json=document,
@@ -317,7 +327,6 @@ def _spec(
         literal_ids=_ids_of(types, TokenType.USER_DEFINED),
         byte_ids=_ids_of(types, TokenType.BYTE),
         silent_ids=_ids_of(types, TokenType.UNUSED, TokenType.UNDEFINED),
-        suppress_ids=tuple(sorted({token for token in suppress if 0 <= token < len(types)})),
         fim=special.fim,
         chat_template=_text(metadata, "tokenizer.chat_template"),
         chat_templates=_named_templates(metadata),

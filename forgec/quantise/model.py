@@ -66,6 +66,7 @@ class EditedFile(GGUFFile):
 
     def __init__(self, base: GGUFFile, choices: Mapping[str, Choice], adapters: Sequence[Adapter]) -> None:
         self.path = base.path
+        self.shard_paths = base.shard_paths
         self.version = base.version
         self.metadata = base.metadata
         self.adapters = tuple(adapters)
