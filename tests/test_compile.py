@@ -110,8 +110,7 @@ def test_what_a_package_holds(model: Path, tmp_path: Path) -> None:
         assert (package / "src" / f"{kernel['symbol']}.cpp").read_text() == made.sources[kernel["symbol"]]
     assert package.stat().st_mode & 0o777 == 0o755
     norm = next(t for t in made.program.tensors if t.source == "output_norm.weight")
-    offset, count = norm.planes[0]
-    stored = np.frombuffer(weights[offset : offset + count], np.float32)
+    stored = np.frombuffer(weights[norm.offset : norm.offset + norm.bytes], np.float32)
     assert stored.size == 64 and 0.5 < stored.mean() < 1.5
 
 

@@ -38,7 +38,7 @@ def test_the_table_from_beginning_to_end(tmp_path: Path) -> None:
 
 def test_equal_tensors_share_their_weights(tmp_path: Path) -> None:
     tensor = {"name": "w", "format": "q8_0", "layout": "rows8", "rows": 9, "cols": 64}
-    tensor["planes"] = [[0, 16 * 64], [1024, 16 * 2 * 2]]
+    tensor |= {"offset": 0, "bytes": 2 * (8 * 64 + 64)}
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
         manifest = {

@@ -136,7 +136,8 @@ def _tensor(tensor: PackedTensor) -> dict[str, Any]:
         "layout": tensor.layout,
         "rows": tensor.rows,
         "cols": tensor.cols,
-        "planes": [list(plane) for plane in tensor.planes],
+        "offset": tensor.offset,
+        "bytes": tensor.bytes,
     }
 
 

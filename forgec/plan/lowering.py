@@ -80,8 +80,8 @@ class Lowering:
         return features
 
     def planes(self, name: str) -> tuple[Ref, ...]:
-        """Addresses of the planes of a weight or constant."""
-        return tuple(Ref("weights", offset) for offset, _ in self.tensors[name].planes)
+        """The address of a weight or constant, as the arguments that it makes."""
+        return (Ref("weights", self.tensors[name].offset),)
 
     def cache(self, name: str) -> Ref:
         """Address of a layer's K or V cache (any SSA version of it)."""

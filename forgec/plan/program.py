@@ -92,13 +92,10 @@ class PackedTensor:
     layout: str
     rows: int
     cols: int
-    planes: tuple[tuple[int, int], ...]
+    offset: int
+    bytes: int
     first_row: int = 0
     rope: RopeSpec | None = None
-
-    @property
-    def bytes(self) -> int:
-        return sum(size for _, size in self.planes)
 
 
 @dataclass(frozen=True)
@@ -122,9 +119,9 @@ class Program:
         return next(b for b in self.buffers if b.name == name)
 
     @cached_property
-    def planes(self) -> Mapping[int, tuple[PackedTensor, int]]:
-        """(tensor, bytes) of the plane that starts at each offset of weights.bin."""
-        return {offset: (tensor, size) for tensor in self.tensors for offset, size in tensor.planes}
+    def tensor_at(self) -> Mapping[int, PackedTensor]:
+        """The tensor that starts at each offset of weights.bin."""
+        return {tensor.offset: tensor for tensor in self.tensors}
 
     @property
     def kv_bytes_per_position(self) -> int:
@@ -145,7 +142,7 @@ def program_text(program: Program) -> str:
     ]
     lines += [f"buffer {b.name}: {b.bytes} bytes, {b.init}" for b in program.buffers]
     lines += [
-        f"tensor {t.name}: {t.format} [{t.rows}, {t.cols}] {t.layout} at {t.planes[0][0]}, {t.bytes} bytes"
+        f"tensor {t.name}: {t.format} [{t.rows}, {t.cols}] {t.layout} at {t.offset}, {t.bytes} bytes"
         for t in program.tensors
     ]
     for kernel in program.kernels:

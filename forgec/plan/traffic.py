@@ -77,12 +77,13 @@ def weight_bytes_per_token(program: Program) -> int:
 
 def _weight_bytes(launch: Launch, program: Program, rows: int) -> int:
     """Bytes of weights.bin behind the launch's pointers; of tables that are looked up, ``rows`` rows."""
-    owner = program.planes
+    owner = program.tensor_at
     total = 0
     for argument, arg in zip(launch.args, launch.kernel.args, strict=True):
         if not isinstance(argument, Ref) or argument.buffer != "weights":
             continue
-        tensor, size = owner[argument.offset]
+        tensor = owner[argument.offset]
+        size = tensor.bytes
         looked_up = isinstance(launch.kernel, EmbeddingParams) or arg.name == "rope_table"
         total += min(size, rows * size // tensor.rows) if looked_up else size
     return total

@@ -1,4 +1,4 @@
-"""Where every weight lies in weights.bin: offsets of tensors and planes, and the compile-time constants.
+"""Where every weight lies in weights.bin: offsets of tensors, and the compile-time constants.
 
 Graph values come in; packed tensors with absolute offsets go out. The bytes themselves are written by
 ``package.weights``.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from forgec.errors import VerifyError
 from forgec.ir.graph import Graph, Value
-from forgec.plan.layouts import plane_bytes
+from forgec.plan.layouts import matrix_bytes
 from forgec.plan.memory import align
 from forgec.plan.program import PackedTensor
 
@@ -30,26 +30,18 @@ def place_weights(graph: Graph, context: int) -> tuple[dict[str, PackedTensor], 
             continue
         tensor = _place(value, at, context)
         placed[value.name] = tensor
-        last_offset, last_bytes = tensor.planes[-1]
-        at = align(last_offset + last_bytes, TENSOR_ALIGNMENT)
+        at = align(tensor.offset + tensor.bytes, TENSOR_ALIGNMENT)
     return placed, at
 
 
 def _place(value: Value, at: int, context: int) -> PackedTensor:
-    """Lay the planes of one value out from byte ``at``."""
+    """One value from byte ``at`` on."""
     rows, cols = _matrix_shape(value, context)
     layout = "plain" if value.kind == "constant" else value.layout
-    if layout == "plain":
-        sizes: tuple[int, ...] = (4 * rows * cols,)
-    else:
-        sizes = plane_bytes(value.dtype, layout, rows, cols)
-    planes = []
-    for size in sizes:
-        planes.append((at, size))
-        at = align(at + size)
+    size = 4 * rows * cols if layout == "plain" else matrix_bytes(value.dtype, layout, rows, cols)
     source = "" if value.kind == "constant" else value.tensor or ""
     return PackedTensor(
-        value.name, source, value.dtype, layout, rows, cols, tuple(planes), value.first_row, value.rope
+        value.name, source, value.dtype, layout, rows, cols, at, size, value.first_row, value.rope
     )
 
 

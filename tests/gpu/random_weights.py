@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from forgec.plan.layouts import pack, plane_bytes  # noqa: E402
+from forgec.plan.layouts import matrix_bytes, pack  # noqa: E402
 from forgec.synth.blocks import random_rows  # noqa: E402
 
 #: Bytes of weights.bin made at a time, in rows that every layout keeps together.
@@ -71,7 +71,7 @@ def _jobs(tensor: Mapping[str, Any], seed: int) -> Iterator[Job]:
     """(tensor, first row, rows, seed) of every piece of a tensor."""
     name = int.from_bytes(hashlib.sha256(tensor["name"].encode()).digest()[:8], "little")
     rows = tensor["rows"]
-    total = sum(size for _, size in tensor["planes"])
+    total = tensor["bytes"]
     step = max(1, PIECE_BYTES * rows // max(1, total) // ROW_MULTIPLE) * ROW_MULTIPLE
     if tensor["layout"] == "plain":
         step = rows
@@ -80,19 +80,17 @@ def _jobs(tensor: Mapping[str, Any], seed: int) -> Iterator[Job]:
 
 
 def _write_piece(descriptor: int, tensor: Mapping[str, Any], first: int, rows: int, seed: list[int]) -> None:
-    """Make and store the rows from ``first`` on: every plane is a run of rows, in order."""
+    """Make and store the rows from ``first`` on: groups of rows follow one another in every layout."""
     if tensor["layout"] == "plain":
-        offset, size = tensor["planes"][0]
-        _store(descriptor, _plain(tensor["name"], size).data, offset)
+        _store(descriptor, _plain(tensor["name"], tensor["bytes"]).data, tensor["offset"])
         return
     rng = np.random.Generator(np.random.SFC64(seed))
     cols, kind = tensor["cols"], tensor["format"].upper()
     raw = random_rows(kind, rows, cols, cols**-0.5, rng)
-    planes = pack(raw.reshape(-1), tensor["format"], tensor["layout"], rows, cols)
+    data = pack(raw.reshape(-1), tensor["format"], tensor["layout"], rows, cols)
     # What the rows before take: whole groups of rows, so every layout has them in front.
-    before = plane_bytes(tensor["format"], tensor["layout"], first, cols)
-    for (offset, _), data, skipped in zip(tensor["planes"], planes, before, strict=True):
-        _store(descriptor, data.data, offset + skipped)
+    before = matrix_bytes(tensor["format"], tensor["layout"], first, cols)
+    _store(descriptor, data.data, tensor["offset"] + before)
 
 
 def _plain(name: str, size: int) -> np.ndarray[Any, np.dtype[np.float32]]:

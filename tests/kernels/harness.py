@@ -28,7 +28,6 @@ from forgec.codegen import render
 from forgec.frontend.quant import dequantize
 from forgec.plan.layouts import FORMATS, pack
 from forgec.plan.stages import StageParams
-from forgec.plan.stages.base import pointers_of
 from forgec.targets import get_target
 
 #: The target that each test device compiles for.
@@ -449,11 +448,9 @@ def _random_blocks(
 def packed_weights(
     rng: np.random.Generator, prefix: str, format: str, rows: int, cols: int, layout: str = "rows"
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Arrays by argument name (``w0``, or ``w0p0``, ...) of a random matrix, and its values in float64."""
+    """The packed bytes of a random matrix by argument name, and its values in float64."""
     raw, values = random_weights(rng, format, rows, cols)
-    planes = pack(np.ascontiguousarray(raw).reshape(-1), format, layout, rows, cols)
-    names = [arg.name for arg in pointers_of(prefix, format, layout)]
-    return dict(zip(names, planes, strict=True)), values
+    return {prefix: pack(np.ascontiguousarray(raw).reshape(-1), format, layout, rows, cols)}, values
 
 
 def quantise_q8(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -99,8 +99,8 @@ def test_int8_products_are_exact_integers(rng: np.random.Generator, format: str,
     params = MatmulParams(*harness.common(device), cols, segments, "rows8", "q8", "store", False, 4, 8)
     groups = np.ones((rows, cols // 32), np.float32)
     sums = x.reshape(rows, -1, 32).sum(-1, dtype=np.int32).astype(np.float32)
-    planes = {f"w0p{i}": p for i, p in enumerate(harness.pack(raw, format, "rows8", features, cols))}
-    arrays = {"xq": x, "xd": groups, "xs": sums, **planes, "out": np.zeros((rows, features), np.float32)}
+    weights = {"w0": harness.pack(raw, format, "rows8", features, cols)}
+    arrays = {"xq": x, "xd": groups, "xs": sums, **weights, "out": np.zeros((rows, features), np.float32)}
     out = run_stage(params, arrays, state=State(rows=rows), device=device)["out"]
     assert np.array_equal(out, (x.astype(np.int64) @ w.T).astype(np.float32))
 

@@ -90,12 +90,12 @@ def test_swiglu_of_large_gates(gate: float) -> None:
         rows_per_group=1,
         then="silu",
     )
-    planes = {}
+    weights = {}
     for name, value in (("w0", gate), ("w1", 1.0)):
         w = np.zeros((3, 8), np.float32)
         w[:, 5] = value
-        planes[f"{name}p0"] = harness.pack(w.view(np.uint8).reshape(-1), "f32", "rows8", 3, 8)[0]
-    arrays = {"x": np.ones(8, np.float32), **planes, "out": np.full(3, np.nan, np.float32)}
+        weights[name] = harness.pack(w.view(np.uint8).reshape(-1), "f32", "rows8", 3, 8)
+    arrays = {"x": np.ones(8, np.float32), **weights, "out": np.full(3, np.nan, np.float32)}
     out = run_stage(params, arrays, device="cpu-own")["out"]
     expected = gate / (1 + np.exp(min(-gate, 700.0)))
     assert np.abs(out - expected).max() <= 1e-6 * abs(expected) + 1e-30
@@ -222,8 +222,8 @@ def test_int8_products_are_exact_integers(rng: np.random.Generator, format: str,
         lanes_per_row=1,
         rows_per_group=1,
     )
-    planes = {f"w0p{i}": p for i, p in enumerate(harness.pack(raw, format, "rows8", rows, cols))}
-    arrays = {"x": x, **planes, "out": np.full(rows, np.nan, np.float32)}
+    packed = harness.pack(raw, format, "rows8", rows, cols)
+    arrays = {"x": x, "w0": packed, "out": np.full(rows, np.nan, np.float32)}
     out = run_stage(params, arrays, device=device)["out"]
     assert np.array_equal(out, (w @ x.astype(np.int64)).astype(np.float32))
 

@@ -10,7 +10,6 @@ import hashlib
 from dataclasses import dataclass, fields
 
 from forgec.errors import VerifyError
-from forgec.plan.layouts import plane_count
 
 __all__ = [
     "KV_BYTES",
@@ -18,7 +17,7 @@ __all__ = [
     "STATE",
     "Arg",
     "StageParams",
-    "pointers_of",
+    "matrix_of",
 ]
 
 #: C types of a KV-cache element.
@@ -50,11 +49,9 @@ class Arg:
 STATE = Arg("state", "const State*")
 
 
-def pointers_of(prefix: str, format: str, layout: str) -> tuple[Arg, ...]:
-    """The pointers of one packed weight matrix: one ("rows"), or one a plane ("rows8")."""
-    count = plane_count(format, layout)
-    names = [prefix] if layout == "rows" else [f"{prefix}p{i}" for i in range(count)]
-    return tuple(Arg(name, "const u8*") for name in names)
+def matrix_of(name: str) -> Arg:
+    """The pointer to a packed weight matrix, whatever its layout."""
+    return Arg(name, "const u8*")
 
 
 @dataclass(frozen=True)

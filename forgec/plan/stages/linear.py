@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from forgec.errors import VerifyError
 from forgec.plan.layouts import FORMATS, block_elements
-from forgec.plan.stages.base import KV_CTYPES, STATE, Arg, StageParams, pointers_of
+from forgec.plan.stages.base import KV_CTYPES, STATE, Arg, StageParams, matrix_of
 
 __all__ = [
     "POINTWISE",
@@ -61,16 +61,9 @@ class EmbeddingParams(StageParams):
         return "state" if self.decode else "prompt"
 
     @property
-    def planes(self) -> str:
-        """C expressions of the two planes of "rows8"; float formats have one."""
-        names = [a.name for a in pointers_of("w0", self.format, self.layout)]
-        return ", ".join((*names, "nullptr")[:2])
-
-    @property
     def args(self) -> tuple[Arg, ...]:
-        pointers = pointers_of("w0", self.format, self.layout)
         positions = (Arg("positions", "const float*"),) if self.positions else ()
-        return (STATE, Arg("tokens", "const i32*"), *pointers, *positions, Arg("out", "float*"))
+        return (STATE, Arg("tokens", "const i32*"), matrix_of("w0"), *positions, Arg("out", "float*"))
 
 
 @dataclass(frozen=True)
@@ -173,18 +166,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class Operand:
-    """A segment as a template writes it: C expressions of weights and bias, and its place in the output.
-
-    ``pointer`` is the matrix in the layout "rows"; "rows8" has ``plane0`` and ``plane1``.
-    """
+    """A segment as a template writes it: C expressions of weights and bias, and its place in the output."""
 
     index: int
     format: str
     rows: int
     start: int  # first output row
     pointer: str
-    plane0: str
-    plane1: str  # "nullptr" for formats of one plane
     bias: str  # "" without one
 
     def plus_bias(self, row: str) -> str:
@@ -307,8 +295,6 @@ class LinearParams(StageParams):
                 s.rows,
                 start,
                 f"w{i}",
-                f"w{i}p0",
-                f"w{i}p1" if len(pointers_of("", s.format, self.layout)) > 1 else "nullptr",
                 f"bias{i}" if self.bias else "",
             )
             for i, (s, start) in enumerate(zip(self.segments, self.row_starts, strict=True))
@@ -321,9 +307,7 @@ class LinearParams(StageParams):
 
     @property
     def weight_args(self) -> tuple[Arg, ...]:
-        pointers = [
-            a for i, s in enumerate(self.segments) for a in pointers_of(f"w{i}", s.format, self.layout)
-        ]
+        pointers = [matrix_of(f"w{i}") for i in range(len(self.segments))]
         bias = [Arg(f"bias{i}", "const float*") for i in range(len(self.segments))] if self.bias else []
         return (*pointers, *bias)
 
