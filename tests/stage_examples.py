@@ -27,6 +27,7 @@ from forgec.plan.stages import (
     WeightedVParams,
 )
 from forgec.targets import get_target
+from tests.expert_examples import expert_examples
 
 __all__ = ["examples", "linear_examples"]
 
@@ -46,6 +47,7 @@ def examples(target_name: str) -> list[StageParams]:
     keys = 32 if target.wave > 1 else 8
     return [
         *linear_examples(target_name),
+        *expert_examples(target_name),
         AttentionDecodeParams(*common, *attention, splits=4, lanes_per_key=min(8, target.wave)),
         AttentionPrefillParams(*common, *attention, causal=True, tile_queries=keys, tile_keys=keys),
         ElementwiseParams(*common, "add", 576),

@@ -12,7 +12,7 @@ from functools import singledispatch
 
 from forgec.errors import VerifyError
 from forgec.frontend.quant import QUANT_BY_NAME
-from forgec.ir import ops
+from forgec.ir import expert_ops, ops
 from forgec.ir.graph import Shape, Value
 
 __all__ = ["EXECUTABLE_TYPES", "Type", "infer"]
@@ -80,6 +80,17 @@ class _Check:
         if cols % block:
             raise self.fail(f"{role} '{value.name}' with rows of", f"whole blocks of {block}", cols)
         return rows, cols
+
+    def stack(self, role: str, value: Value, *shape: int | str) -> None:
+        """A weight of one matrix per expert or head: any executable type, the given extents."""
+        if value.kind != "weight":
+            raise self.fail(f"{role} '{value.name}' of kind", "weight", value.kind)
+        if value.dtype not in EXECUTABLE_TYPES:
+            raise self.fail(f"{role} '{value.name}' of type", "/".join(EXECUTABLE_TYPES), value.dtype)
+        self.shape(role, value, *shape)
+        cols, block = value.shape[-1], QUANT_BY_NAME[value.dtype.upper()].block
+        if not isinstance(cols, int) or cols % block:
+            raise self.fail(f"{role} '{value.name}' with rows of", f"whole blocks of {block}", cols)
 
     def state(self, role: str, value: Value, *shape: int | str) -> None:
         if value.kind != "state":
@@ -363,3 +374,79 @@ def _qk_norm(
         if norm.span not in shapes:
             raise check.fail("a norm over", "/".join(shapes), norm.span)
         check.f32(role, roles[role], *shapes[norm.span])
+
+
+@_infer.register
+def _(op: expert_ops.Experts, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
+    routing = op.routing
+    if not 0 < routing.used <= routing.experts:
+        raise check.fail("experts used", f"from 1 to {routing.experts}", routing.used)
+    if (
+        routing.groups < 1
+        or routing.experts % routing.groups
+        or not 0 < routing.groups_used <= routing.groups
+    ):
+        raise check.fail("groups that divide the experts", f"{routing.experts}", routing.groups)
+    roles = dict(zip(op.input_names, inputs, strict=True))
+    x = roles["x"]
+    check.f32("x", x)
+    check.rank("x", x, 2)
+    width = x.shape[1]
+    check.f32("logits", roles["logits"], x.shape[0], routing.experts)
+    _expert_matrices(op, check, roles, width)
+    for role, length in (
+        ("norm_weight", width),
+        ("selection_bias", routing.experts),
+        ("shared_switch", width),
+    ):
+        if role in roles:
+            check.f32(role, roles[role], length)
+    if op.residual:
+        check.f32("residual", roles["residual"], *x.shape)
+    return ((x.shape, "f32"),)
+
+
+def _expert_matrices(
+    op: expert_ops.Experts, check: _Check, roles: dict[str, Value], width: int | str
+) -> None:
+    """The matrices of the experts and of the shared expert fit together."""
+    experts = op.routing.experts
+    check.rank("gate", roles["gate"], 3)
+    inner = roles["gate"].shape[1]
+    check.stack("gate", roles["gate"], experts, inner, width)
+    check.stack("up", roles["up"], experts, inner, width)
+    check.stack("down", roles["down"], experts, width, inner)
+    if op.bias:
+        check.f32("gate_bias", roles["gate_bias"], experts, inner)
+        check.f32("up_bias", roles["up_bias"], experts, inner)
+        check.f32("down_bias", roles["down_bias"], experts, width)
+    if op.shared != "none":
+        rows, _ = check.matrix("shared_gate", roles["shared_gate"])
+        check.stack("shared_gate", roles["shared_gate"], rows, width)
+        check.stack("shared_up", roles["shared_up"], rows, width)
+        check.stack("shared_down", roles["shared_down"], width, rows)
+
+
+@_infer.register
+def _(op: expert_ops.HeadLinear, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
+    x, weight = inputs
+    check.rank("weight", weight, 3)
+    _, out, cols = weight.shape
+    check.stack("weight", weight, op.heads, out, cols)
+    check.f32("x", x, "rows", op.heads * int(cols))
+    return ((("rows", op.heads * int(out)), "f32"),)
+
+
+@_infer.register
+def _(op: expert_ops.LatentQK, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type, ...]:
+    q, weight, kv, norm_weight, table, cache = inputs
+    check.f32("q", q, "rows", op.heads * (op.nope_length + op.rope_dims))
+    check.rank("weight", weight, 3)
+    latent = weight.shape[1]
+    check.stack("weight", weight, op.heads, latent, op.nope_length)
+    length = int(latent) + op.rope_dims
+    check.f32("kv", kv, "rows", length)
+    check.f32("norm_weight", norm_weight, latent)
+    _rope_table(check, table, op.rope_dims, op.rope_dims)
+    check.state("k_cache", cache, 1, "context", length)
+    return ((("rows", op.heads * length), "f32"), (cache.shape, "f32"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from forgec.ir.expert_ops import Experts, HeadLinear, LatentQK
 from forgec.ir.graph import Graph, Node, Value
 from forgec.ir.ops import Embedding, FusedLinear, Linear
 from forgec.passes.manager import Pass
@@ -13,6 +14,8 @@ __all__ = ["ROWS8_TYPES", "ChooseLayout"]
 
 #: Weight types that the CPU's own products read, eight rows interleaved; the others go row by row there too.
 ROWS8_TYPES = ("f32", "f16", "bf16", "q4_0", "q4_1", "q8_0")
+#: Operations whose stages find one matrix of many by its number, and its rows one by one.
+STACKS = (Experts, HeadLinear, LatentQK)
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class ChooseLayout(Pass):
     "rows" keeps quants and scales of a row apart, so that a lane loads 16 contiguous bytes. On the CPU a
     vector lane is a row: "rows8" interleaves eight rows, which needs no sum across lanes (rows are padded to
     8). There a matrix that is only looked up by row, as an embedding that is not the output matrix too, stays
-    in "rows", and so does a product in which any matrix has a type without kernels for "rows8".
+    in "rows", and so do a product in which any matrix has a type without kernels for "rows8", and the
+    matrices of experts and heads.
     """
 
     name: str = "choose-layout"
@@ -49,7 +53,9 @@ def _layout(graph: Graph, weight: Value, interleaved: frozenset[str]) -> str:
 
 def _interleaved(graph: Graph) -> frozenset[str]:
     """Matrices whose products have kernels for "rows8"; the matrices of one product share a layout."""
-    products = [frozenset(_matrices(node)) for node in graph.topo() if not isinstance(node.op, Embedding)]
+    products = [
+        frozenset(_matrices(node)) for node in graph.topo() if not isinstance(node.op, (Embedding, *STACKS))
+    ]
     excluded: frozenset[str] = frozenset()
     found = frozenset(name for p in products for name in p if graph.values[name].dtype not in ROWS8_TYPES)
     while found != excluded:
@@ -62,4 +68,7 @@ def _matrices(node: Node) -> tuple[str, ...]:
     """The inputs of a node that it reads in the layout of a matrix; all other weights it reads as floats."""
     if isinstance(node.op, FusedLinear):
         return node.op.by_role(node.inputs).weights
-    return node.inputs[1:2] if isinstance(node.op, (Embedding, Linear)) else ()
+    if isinstance(node.op, Experts):
+        roles = node.op.by_role(node.inputs)
+        return (*roles.weights, *roles.shared)
+    return node.inputs[1:2] if isinstance(node.op, (Embedding, Linear, HeadLinear, LatentQK)) else ()

@@ -17,6 +17,7 @@ from forgec.ir.ops import (
     RMSNormPrologue,
     Store,
 )
+from forgec.passes.expert_fusions import NORM_FUSIONS
 from forgec.passes.match import Fusion, FusionPass, Match, Step
 
 __all__ = ["FuseNorm"]
@@ -69,7 +70,7 @@ def _rows(norm: type[Op], *parameters: str) -> tuple[Fusion, Fusion]:
     )
 
 
-_TABLE = (*_rows(RMSNorm, "norm_weight"), *_rows(LayerNorm, "?norm_weight", "?norm_bias"))
+_TABLE = (*_rows(RMSNorm, "norm_weight"), *_rows(LayerNorm, "?norm_weight", "?norm_bias"), *NORM_FUSIONS)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from forgec.ir.ops import Add, FusedLinear, Linear, NoPrologue, Residual
+from forgec.passes.expert_fusions import RESIDUAL_FUSIONS
 from forgec.passes.match import Fusion, FusionPass, Match, Step
 
 __all__ = ["FuseResidual"]
@@ -25,6 +26,7 @@ _TABLE = (
         op=_residual,
         node="=linear",
     ),
+    *RESIDUAL_FUSIONS,
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from forgec.ir.expert_ops import Experts
 from forgec.ir.graph import Graph, Node, Rewrite
 from forgec.ir.ops import FusedLinear, LayerNorm, Linear, NoPrologue, RMSNorm
 from forgec.passes.manager import Pass
@@ -44,7 +45,7 @@ class SplitNorm(Pass):
 
 def _takes_norm(user: Node, norm: Node) -> bool:
     plain = isinstance(user.op, Linear) or (
-        isinstance(user.op, FusedLinear) and user.op.prologue == NoPrologue()
+        isinstance(user.op, (FusedLinear, Experts)) and user.op.prologue == NoPrologue()
     )
     return plain and [i for i, name in enumerate(user.inputs) if name == norm.outputs[0]] == [0]
 

@@ -19,9 +19,9 @@ HEAD_LENGTH_MULTIPLE = 4
 def check_limits(graph: Graph) -> None:
     """Raise UnsupportedModelError for a matrix or a head whose length no stage can read."""
     for value in graph.of_kind("weight"):
-        if len(value.shape) != 2 or not isinstance(value.shape[1], int):
+        if len(value.shape) < 2 or not isinstance(value.shape[-1], int):
             continue
-        cols, step = value.shape[1], block_elements(value.dtype)
+        cols, step = value.shape[-1], block_elements(value.dtype)
         if cols % step:
             raise UnsupportedModelError(
                 f"tensor '{value.name}' has {cols} columns; expected a multiple of {step}",

@@ -14,7 +14,7 @@ from forgec.frontend.spec import ModelSpec
 from forgec.ir import ops
 from forgec.ir.graph import Graph
 from forgec.plan.limits import check_limits
-from forgec.plan.lowering import Lowered, Lowering, Temp
+from forgec.plan.lowering import Lowered, Lowering, Temp, sync_bytes
 from forgec.plan.memory import Request, align, plan_arena
 from forgec.plan.program import (
     STATE_BYTES,
@@ -84,7 +84,7 @@ def lower(graph: Graph, target: Target, options: CompileOptions) -> Program:
         Buffer("kv", kv_cache_bytes(graph.spec, context, options.kv_dtype), "none"),
         Buffer("arena", max(prompt_bytes, token_bytes), "none"),
         Buffer("logits", align(4 * graph.spec.vocab_size), "none"),
-        Buffer("sync", align(4 * graph.spec.head_count_kv), "zero"),
+        Buffer("sync", sync_bytes(graph.spec), "zero"),
         Buffer("state", STATE_BYTES, "zero"),
         Buffer("tokens", align(4 * options.chunk), "zero"),
         Buffer("ring", align(4 * options.ring), "zero"),

@@ -9,18 +9,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from forgec.errors import VerifyError
+from forgec.frontend.spec import ModelSpec
 from forgec.ir.graph import Graph, Node
 from forgec.plan.layouts import FORMATS
+from forgec.plan.memory import align
 from forgec.plan.program import Argument, CompileOptions, PackedTensor, Ref
 from forgec.plan.stages import StageParams
 from forgec.plan.stages.base import KV_BYTES
 from forgec.plan.tuning import Tuning
 from forgec.targets import Target
 
-__all__ = ["STATE", "Arguments", "Lowered", "Lowering", "Temp"]
+__all__ = ["STATE", "Arguments", "Lowered", "Lowering", "Temp", "sync_bytes"]
 
 STATE = Ref("state", 0)
 Arguments = tuple["Argument | Temp", ...]
+
+
+def sync_bytes(spec: ModelSpec) -> int:
+    """Bytes of the buffer of counters: one for each KV head, and one for all other stages at its end."""
+    return align(4 * (spec.head_count_kv + 1))
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,11 @@ class Lowering:
         v_bytes = spec.head_count_kv * self.context * spec.value_length * element
         base = value.layer * (k_bytes + v_bytes)
         return Ref("kv", base if value.root.startswith("kv.k") else base + k_bytes)
+
+    @property
+    def counter(self) -> Ref:
+        """A word for stages that find out which block is last, zero between launches."""
+        return Ref("sync", sync_bytes(self.graph.spec) - 4)
 
     def is_last_user(self, node: Node, value: str) -> bool:
         """Whether every other node that reads a value runs before ``node``."""

@@ -13,6 +13,7 @@ from forgec.ir import ops
 from forgec.ir.graph import Node
 from forgec.plan.geometry import attention_tile, lanes_per_key, lanes_per_row, matmul_grid, matvec_grid
 from forgec.plan.lowering import STATE, Arguments, Lowered, Lowering, Temp
+from forgec.plan.moe_rules import MOE_RULES
 from forgec.plan.program import Argument, Ref
 from forgec.plan.stages import (
     AttentionDecodeParams,
@@ -354,5 +355,6 @@ RULES: Mapping[type[ops.Op], Callable[[Lowering, Node], Iterator[Lowered]]] = {
     ops.Linear: _plain_linear,
     ops.SelectRow: _select_row,
     ops.Sample: _sample,
+    **MOE_RULES,
     **UNFUSED_RULES,
 }

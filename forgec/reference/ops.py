@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from forgec.errors import VerifyError
-from forgec.ir import ops
+from forgec.ir import expert_ops, ops
+from forgec.reference import experts
 from forgec.reference.sampling import SamplerSettings, sample
 
 __all__ = ["Array", "Step", "alibi_slopes", "evaluate"]
@@ -281,3 +282,38 @@ def _rope_kv(e: ops.RopeKV, products: list[Array], roles: dict[str, Array], step
     caches = (roles["k_cache"], roles["v_cache"])
     append = ops.KVAppend(e.kv_heads, e.head_length, e.v_length)
     return (turned[0], *evaluate(append, (turned[1], products[2], *caches), step))
+
+
+@_evaluate.register
+def _(op: expert_ops.Experts, step: Step, *inputs: Array) -> tuple[Array, ...]:
+    roles = dict(zip(op.input_names, inputs, strict=True))
+    x = roles["x"]
+    if isinstance(op.prologue, ops.RMSNormPrologue):
+        (x,) = evaluate(ops.RMSNorm(op.prologue.eps), (x, roles["norm_weight"]), step)
+    y = experts.experts(op, x, roles)
+    return (roles["residual"] + y if op.residual else y,)
+
+
+@_evaluate.register
+def _(op: expert_ops.HeadLinear, step: Step, x: Array, weight: Array) -> tuple[Array, ...]:
+    split = x.reshape(len(x), op.heads, -1)
+    return (np.einsum("rhi,hoi->rho", split, weight, optimize=True).reshape(len(x), -1),)
+
+
+@_evaluate.register
+def _(op: expert_ops.LatentQK, step: Step, *inputs: Array) -> tuple[Array, ...]:
+    q, weight, kv, norm_weight, table, cache = inputs
+    latent = weight.shape[1]
+    split = q.reshape(len(q), op.heads, op.nope_length + op.rope_dims)
+    absorbed = np.einsum("rhi,hoi->rho", split[..., : op.nope_length], weight, optimize=True)
+    queries = np.concatenate([absorbed, _turn(op, split[..., op.nope_length :], table, step)], axis=-1)
+    (normed,) = evaluate(ops.RMSNorm(op.eps), (kv[:, :latent], norm_weight), step)
+    key = np.concatenate([normed, _turn(op, kv[:, None, latent:], table, step)[:, 0]], axis=-1)[None]
+    return queries.reshape(len(q), -1), np.concatenate([cache[:, : step.position], key], axis=1)
+
+
+def _turn(op: expert_ops.LatentQK, x: Array, table: Array, step: Step) -> Array:
+    """Rope of all elements of [rows, heads, dims]."""
+    rope = ops.Rope(x.shape[1], op.rope_dims, op.rope_dims, op.interleaved)
+    (turned,) = evaluate(rope, (x.reshape(len(x), -1), table), step)
+    return turned.reshape(x.shape)

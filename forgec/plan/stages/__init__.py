@@ -14,6 +14,16 @@ from forgec.plan.stages.attention import (
 )
 from forgec.plan.stages.base import Arg, StageParams
 from forgec.plan.stages.elementwise import ElementwiseParams, KVAppendParams, RopeParams, SampleParams
+from forgec.plan.stages.experts import (
+    ExpertDownParams,
+    ExpertGatherParams,
+    ExpertMatmulParams,
+    ExpertSumParams,
+    ExpertUpParams,
+    RouterParams,
+    SharedExpert,
+)
+from forgec.plan.stages.latent import HeadMatvecParams, LatentParams
 from forgec.plan.stages.linear import (
     POINTWISE,
     EmbeddingParams,
@@ -36,7 +46,14 @@ __all__ = [
     "AttentionPrefillParams",
     "ElementwiseParams",
     "EmbeddingParams",
+    "ExpertDownParams",
+    "ExpertGatherParams",
+    "ExpertMatmulParams",
+    "ExpertSumParams",
+    "ExpertUpParams",
+    "HeadMatvecParams",
     "KVAppendParams",
+    "LatentParams",
     "LinearParams",
     "MaskParams",
     "MatmulParams",
@@ -48,9 +65,11 @@ __all__ = [
     "RopeFields",
     "RopeKVParams",
     "RopeParams",
+    "RouterParams",
     "SampleParams",
     "ScaleParams",
     "Segment",
+    "SharedExpert",
     "SoftmaxParams",
     "StageParams",
     "WeightedVParams",
