@@ -159,6 +159,11 @@ class ExpertUpParams(StageParams):
         return "selection_bias" if self.selection_bias else "nullptr"
 
     @property
+    def norm_weight(self) -> str:
+        """The prologue's weights as a C expression."""
+        return "norm_weight"
+
+    @property
     def items(self) -> int:
         """Bundles of rows: the units of work of a group of lanes."""
         rows = self.routing.used * -(-self.inner // self.rows_per_group)
