@@ -20,7 +20,7 @@ from forgec.frontend.foreign import file_kind, foreign_operations, unknown_tenso
 from forgec.frontend.gguf import GGUFFile, open_gguf
 from forgec.frontend.metadata import ModelKeys
 from forgec.frontend.spec import ModelSpec, read_spec
-from forgec.frontend.tokenizer import TokenizerSpec, build_tokenizer
+from forgec.frontend.tokenizer import TokenizerSpec, describe_tokenizer
 from forgec.ir.shapes import EXECUTABLE_TYPES
 from forgec.plan.limits import check_limits
 from forgec.plan.program import CompileOptions
@@ -100,7 +100,8 @@ def inspect_file(
 ) -> Inspection:
     """Inspect a file (of a sharded model the first shard), and plan it for ``targets``.
 
-    Raises GGUFError for a damaged file and UnsupportedModelError for a tensor type that GGUF does not define;
+    Merges and scores of the vocabulary are only compared with its tokens when compiling. Raises GGUFError for
+    a damaged file and UnsupportedModelError for a tensor type that GGUF does not define;
     everything else that stands in the way is in the result.
     """
     with open_gguf(path) as gguf:
@@ -117,7 +118,7 @@ def inspect_file(
         else:
             spec = _ask_layers(gguf, "" if keys is None else keys.architecture, found)
         if other is None:
-            tokenizer = found.ask("tokenizer", lambda: build_tokenizer(gguf.metadata))
+            tokenizer = found.ask("tokenizer", lambda: describe_tokenizer(gguf.metadata))
         plans: tuple[TargetNeeds, ...] = ()
         if spec is not None and not found.problems:
             plans = tuple(_needs(gguf, spec, target, options or CompileOptions()) for target in targets)

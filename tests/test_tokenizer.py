@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer as Backend
 from forgec.errors import UnsupportedModelError
 from forgec.frontend.gguf import open_gguf
 from forgec.frontend.pretokenizers import PRE_TOKENIZERS, find_pre_tokenizer
-from forgec.frontend.tokenizer import TokenizerSpec, build_tokenizer, check_chat_template
+from forgec.frontend.tokenizer import TokenizerSpec, build_tokenizer, check_chat_template, describe_tokenizer
 from runtime.chat import render
 from runtime.tokenizer import Tokenizer
 from tests.smollm2 import require_smollm2
@@ -152,6 +153,16 @@ def test_smollm2_special_tokens(smollm2: TokenizerSpec) -> None:
 def test_equal_metadata_gives_equal_json() -> None:
     first = build_tokenizer(small_metadata("sentencepiece"))
     assert build_tokenizer(dict(reversed(small_metadata("sentencepiece").items()))) == first
+
+
+@pytest.mark.parametrize("kind", ["pairs", "sentencepiece", "phi3", "gemma"])
+def test_a_description_is_all_but_the_document(kind: str) -> None:
+    metadata = small_metadata(kind)
+    assert describe_tokenizer(metadata) == dataclasses.replace(build_tokenizer(metadata), json="")
+    for key in ("merges", "scores"):
+        if f"tokenizer.ggml.{key}" in metadata:
+            with pytest.raises(UnsupportedModelError, match=f"the array 'tokenizer.ggml.{key}' is missing"):
+                describe_tokenizer(without(metadata, f"tokenizer.ggml.{key}"))
 
 
 def test_numpy_arrays_and_lists_are_the_same() -> None:

@@ -13,12 +13,20 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from forgec.errors import UnsupportedModelError
 from forgec.frontend.pretokenizers import PreTokenizer, find_pre_tokenizer
 from forgec.frontend.special_tokens import FimIds, SpecialTokens, TokenType, find_special_tokens
 from forgec.frontend.tokenizer_json import Vocabulary, bpe_json, sentencepiece_json
 
-__all__ = ["TOKENIZER_MODELS", "TokenizerSpec", "build_tokenizer", "check_chat_template"]
+__all__ = [
+    "TOKENIZER_MODELS",
+    "TokenizerSpec",
+    "build_tokenizer",
+    "check_chat_template",
+    "describe_tokenizer",
+]
 
 #: Supported ``tokenizer.ggml.model`` values: byte-level BPE, SentencePiece BPE, and Gemma 4's mixture.
 TOKENIZER_MODELS = ("gemma4", "gpt2", "llama")
@@ -82,36 +90,25 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> TokenizerSpec:
     ones), or if an array is missing, of the wrong kind or length, or contradicts another.
     Source: llama.cpp ``src/llama-vocab.cpp``; ids agree with its ``llama_tokenize``.
     """
-    model = _text(metadata, "tokenizer.ggml.model")
-    if model is None:
-        raise UnsupportedModelError(
-            "the file has no tokenizer: 'tokenizer.ggml.model' is missing",
-            hint="convert the model again, with its tokenizer files next to the weights",
-        )
-    if model not in TOKENIZER_MODELS:
-        raise UnsupportedModelError(
-            f"the tokenizer model {model!r} (tokenizer.ggml.model) is not supported; "
-            f"supported are {', '.join(TOKENIZER_MODELS)}",
-            hint="forgec handles byte-level BPE (gpt2, gemma4) and SentencePiece BPE (llama) vocabularies",
-        )
-    sentencepiece = model == "llama"
-    vocabulary = _read_vocabulary(metadata)
-    _check_sampler(metadata, len(vocabulary.tokens))
-    special = find_special_tokens(
-        metadata, vocabulary.tokens, vocabulary.ids, vocabulary.types, sentencepiece=sentencepiece
-    )
-    vocabulary = replace(
-        vocabulary, types=special.types, swallows_space=_space_swallowers(metadata, vocabulary, special.types)
-    )
-    pre_name, pre = "default", None
-    if sentencepiece:
-        scores = _scores(metadata, vocabulary)
-        document = sentencepiece_json(vocabulary, scores, _space_prefix(metadata))
+    vocabulary, spec = _read(metadata)
+    if spec.model == "llama":
+        document = sentencepiece_json(vocabulary, _scores(metadata, vocabulary), _space_prefix(metadata))
     else:
-        pre_name = model if model == "gemma4" else _pre_name(metadata)
-        pre = find_pre_tokenizer(pre_name)
-        document = bpe_json(vocabulary, _strings(metadata, "tokenizer.ggml.merges"), pre)
-    return _spec(metadata, model, pre_name, pre, vocabulary, special, document)
+        merges = _strings(metadata, "tokenizer.ggml.merges")
+        document = bpe_json(vocabulary, merges, find_pre_tokenizer(spec.pre))
+    return replace(spec, json=document)
+
+
+def describe_tokenizer(metadata: Mapping[str, Any]) -> TokenizerSpec:
+    """``build_tokenizer`` without its ``json``, and without looking at the merges: half the time.
+
+    Raises: as ``build_tokenizer``, except for merges or scores that do not fit the tokens.
+    """
+    _, spec = _read(metadata)
+    needed = "tokenizer.ggml.scores" if spec.model == "llama" else "tokenizer.ggml.merges"
+    if metadata.get(needed) is None:
+        raise _missing(needed)
+    return spec
 
 
 def check_chat_template(spec: TokenizerSpec, render: Callable[..., str]) -> str:
@@ -176,13 +173,17 @@ def _array(metadata: Mapping[str, Any], key: str, length: int | None = None) -> 
     return items
 
 
+def _missing(key: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"the array '{key}' is missing",
+        hint="the file carries no complete tokenizer; convert the model again",
+    )
+
+
 def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     items = _array(metadata, key)
     if items is None:
-        raise UnsupportedModelError(
-            f"the array '{key}' is missing",
-            hint="the file carries no complete tokenizer; convert the model again",
-        )
+        raise _missing(key)
     if set(map(type, items)) - {str}:
         bad = next(item for item in items if not isinstance(item, str))
         raise UnsupportedModelError(f"'{key}' holds {bad!r}, expected strings")
@@ -203,8 +204,10 @@ def _read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     texts = _strings(metadata, "tokenizer.ggml.tokens")
     if not texts:
         raise UnsupportedModelError("'tokenizer.ggml.tokens' is empty")
-    tokens = tuple(text or f"[EMPTY_{index}]" for index, text in enumerate(texts))
-    ids = {text: index for index, text in enumerate(tokens)}
+    if "" in texts:
+        texts = [text or f"[EMPTY_{index}]" for index, text in enumerate(texts)]
+    tokens = tuple(texts)
+    ids = dict(zip(tokens, range(len(tokens)), strict=True))
     if len(ids) != len(tokens):
         twice = next(text for index, text in enumerate(tokens) if ids[text] != index)
         raise UnsupportedModelError(
@@ -215,8 +218,8 @@ def _read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     if raw is None:
         return Vocabulary(tokens, ids, (TokenType.NORMAL,) * len(tokens))
     known = {member.value: member for member in TokenType}
-    types = tuple(known.get(value, TokenType.UNDEFINED) for value in raw[: len(tokens)])
-    return Vocabulary(tokens, ids, types)
+    types = list(map(known.get, raw[: len(tokens)]))
+    return Vocabulary(tokens, ids, tuple(TokenType.UNDEFINED if kind is None else kind for kind in types))
 
 
 def _check_sampler(metadata: Mapping[str, Any], size: int) -> None:
@@ -235,19 +238,14 @@ def _scores(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[float]:
     key = "tokenizer.ggml.scores"
     scores = _array(metadata, key, len(vocabulary.tokens))
     if scores is None:
-        raise UnsupportedModelError(
-            f"the array '{key}' is missing",
-            hint="SentencePiece vocabularies merge in the order of their scores; convert the model again",
-        )
-    bad = next((score for score in scores if not isinstance(score, int | float) or math.isnan(score)), None)
-    if bad is not None:
+        raise _missing(key)
+    if not set(map(type, scores)) <= {int, float} or np.isnan(scores).any():
+        bad = next(score for score in scores if not isinstance(score, int | float) or math.isnan(score))
         raise UnsupportedModelError(f"'{key}' holds {bad!r}, expected numbers")
     return scores
 
 
-def _space_swallowers(
-    metadata: Mapping[str, Any], vocabulary: Vocabulary, types: Sequence[TokenType]
-) -> frozenset[int]:
+def _space_swallowers(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> frozenset[int]:
     """Special tokens that take the white space after them with them: those of Phi-3, but for three.
 
     GGUF has no field for this attribute of Phi-3's tokenizer; llama.cpp goes by the model's name, too.
@@ -255,9 +253,38 @@ def _space_swallowers(
     name = (_text(metadata, "general.name") or "").lower()
     if "phi-3" not in name and "phi3" not in name:
         return frozenset()
-    special = _ids_of(types, TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
+    special = vocabulary.ids_of(TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
     plain = ("<unk>", "<s>", "<|endoftext|>")
     return frozenset(token for token in special if vocabulary.tokens[token] not in plain)
+
+
+def _read(metadata: Mapping[str, Any]) -> tuple[Vocabulary, TokenizerSpec]:
+    """Everything but the document: the vocabulary with corrected types, and the spec."""
+    model = _text(metadata, "tokenizer.ggml.model")
+    if model is None:
+        raise UnsupportedModelError(
+            "the file has no tokenizer: 'tokenizer.ggml.model' is missing",
+            hint="convert the model again, with its tokenizer files next to the weights",
+        )
+    if model not in TOKENIZER_MODELS:
+        raise UnsupportedModelError(
+            f"the tokenizer model {model!r} (tokenizer.ggml.model) is not supported; "
+            f"supported are {', '.join(TOKENIZER_MODELS)}",
+            hint="forgec handles byte-level BPE (gpt2, gemma4) and SentencePiece BPE (llama) vocabularies",
+        )
+    sentencepiece = model == "llama"
+    vocabulary = _read_vocabulary(metadata)
+    _check_sampler(metadata, len(vocabulary.tokens))
+    special = find_special_tokens(
+        metadata, vocabulary.tokens, vocabulary.ids, vocabulary.types, sentencepiece=sentencepiece
+    )
+    vocabulary = replace(vocabulary, types=special.types)
+    vocabulary = replace(vocabulary, swallows_space=_space_swallowers(metadata, vocabulary))
+    pre_name, pre = "default", None
+    if not sentencepiece:
+        pre_name = model if model == "gemma4" else _pre_name(metadata)
+        pre = find_pre_tokenizer(pre_name)
+    return vocabulary, _spec(metadata, model, pre_name, pre, vocabulary, special)
 
 
 # --- the spec ---------------------------------------------------------------------------------------------
@@ -265,10 +292,6 @@ def _space_swallowers(
 
 def _space_prefix(metadata: Mapping[str, Any]) -> bool:
     return _flag(metadata, "tokenizer.ggml.add_space_prefix", True)
-
-
-def _ids_of(types: Sequence[TokenType], *kinds: TokenType) -> tuple[int, ...]:
-    return tuple(index for index, kind in enumerate(types) if kind in kinds)
 
 
 def _ranges(ids: Sequence[int]) -> list[list[int]]:
@@ -293,7 +316,6 @@ def _spec(
     pre: PreTokenizer | None,
     vocabulary: Vocabulary,
     special: SpecialTokens,
-    document: str,
 ) -> TokenizerSpec:
     add_bos = _flag(metadata, "tokenizer.ggml.add_bos_token", True if pre is None else pre.add_bos)
     add_bos = add_bos or (pre is not None and pre.force_bos)
@@ -305,9 +327,8 @@ def _spec(
                 f"'tokenizer.ggml.{name}_token_id' names none",
                 hint="the file's metadata is inconsistent; convert the model again",
             )
-    types = special.types
     return TokenizerSpec(
-        json=document,
+        json="",
         model=model,
         pre=pre_name,
         vocab_size=len(vocabulary.tokens),
@@ -323,10 +344,10 @@ def _spec(
         add_bos=add_bos,
         add_eos=add_eos,
         add_space_prefix=pre is None and _space_prefix(metadata),
-        special_ids=_ids_of(types, TokenType.CONTROL, TokenType.UNKNOWN),
-        literal_ids=_ids_of(types, TokenType.USER_DEFINED),
-        byte_ids=_ids_of(types, TokenType.BYTE),
-        silent_ids=_ids_of(types, TokenType.UNUSED, TokenType.UNDEFINED),
+        special_ids=tuple(vocabulary.ids_of(TokenType.CONTROL, TokenType.UNKNOWN)),
+        literal_ids=tuple(vocabulary.ids_of(TokenType.USER_DEFINED)),
+        byte_ids=tuple(vocabulary.ids_of(TokenType.BYTE)),
+        silent_ids=tuple(vocabulary.ids_of(TokenType.UNUSED, TokenType.UNDEFINED)),
         fim=special.fim,
         chat_template=_text(metadata, "tokenizer.chat_template"),
         chat_templates=_named_templates(metadata),

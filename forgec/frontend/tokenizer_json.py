@@ -9,8 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import add
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from forgec.errors import UnsupportedModelError
 from forgec.frontend.pretokenizers import PreTokenizer
@@ -33,6 +37,14 @@ class Vocabulary:
     ids: Mapping[str, int]
     types: tuple[TokenType, ...]
     swallows_space: frozenset[int] = frozenset()
+
+    def ids_of(self, *kinds: TokenType) -> list[int]:
+        """The ids of these types, ascending."""
+        return np.flatnonzero(np.isin(self._codes, kinds)).tolist()
+
+    @cached_property
+    def _codes(self) -> npt.NDArray[np.int8]:
+        return np.fromiter(self.types, np.int8, len(self.types))
 
 
 def bpe_json(vocabulary: Vocabulary, merges: Sequence[str], pre: PreTokenizer) -> str:
@@ -149,10 +161,9 @@ def _added_tokens(vocabulary: Vocabulary) -> list[dict[str, Any]]:
             "lstrip": False,
             "rstrip": index in vocabulary.swallows_space,
             "normalized": False,
-            "special": kind in special,
+            "special": vocabulary.types[index] in special,
         }
-        for index, kind in enumerate(vocabulary.types)
-        if kind in special or kind is TokenType.USER_DEFINED
+        for index in vocabulary.ids_of(*special, TokenType.USER_DEFINED)
     ]
 
 
@@ -187,9 +198,11 @@ def _merges_from_scores(vocabulary: Vocabulary, scores: Sequence[float]) -> list
     """
     ids, tokens = vocabulary.ids, vocabulary.tokens
     targets = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED, TokenType.UNDEFINED)
-    # A token with a space is out of reach: by then every space of the text is a U+2581.
-    order = [i for i, kind in enumerate(vocabulary.types) if kind in targets and " " not in tokens[i]]
-    order.sort(key=lambda index: (-scores[index], index))
+    order = vocabulary.ids_of(*targets)
+    if " " in "".join(tokens):
+        # Out of reach: by then every space of the text is a U+2581.
+        order = [index for index in order if " " not in tokens[index]]
+    order.sort(key=[-score for score in scores].__getitem__)  # stable: equal scores stay in order of ids
     merges: list[str] = []
     for token in map(tokens.__getitem__, order):
         last = len(token) - 1
