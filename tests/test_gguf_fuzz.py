@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from forgec.errors import ForgeError
 from forgec.frontend import open_gguf, read_spec
+from forgec.inspection import inspect_file
 from tests.gguf_files import RawGGUF, TinyModel, array_bytes, string_bytes, value_bytes
 from tests.smollm2 import require_smollm2
 
@@ -105,6 +106,21 @@ def test_every_bit_flip_is_survived(small: bytes, tmp_path: Path) -> None:
             refused += not survives(path)
     # Flips in token texts, numbers and weights leave a readable file; flips in lengths and types do not.
     assert 0 < refused < PLACES
+
+
+def test_inspect_survives_every_bit_flip(small: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(small)
+    header = header_size(path)
+    rng = np.random.default_rng()
+    explained = refused = 0
+    for place in rng.integers(0, header, PLACES // 2):
+        path.write_bytes(flip(small, int(place), int(rng.integers(8))))
+        try:
+            explained += not inspect_file(path).compiles
+        except ForgeError:
+            refused += 1
+    assert explained > 0 and refused > 0
 
 
 def test_every_cut_is_refused(small: bytes, tmp_path: Path) -> None:

@@ -340,6 +340,33 @@ def test_odd_values_are_refused(key: str, value: Any, message: str) -> None:
     assert refusal(metadata | {f"tokenizer.ggml.{key}": value}).message == message
 
 
+#: One of everything that a GGUF file can hold under a key.
+VALUES: tuple[Any, ...] = (
+    True, 0, -1, 1 << 40, 1.5, float("nan"), "", "x", ["a"] * 265, [1.5] * 265, [float("inf")] * 265, [[1]]
+    * 265, [str(i) for i in range(265)], np.empty(0, np.int32), np.arange(265), np.arange(265) + 10**12,
+    np.ones(265), np.ones(265, bool), np.array([3], np.int32), (np.arange(3), np.arange(2)), (("a",),) *
+    265,
+)  # fmt: skip
+KEYS = (
+    "model", "pre", "tokens", "token_type", "scores", "merges", "bos_token_id", "eos_token_id",
+    "eot_token_id",
+    "unknown_token_id", "padding_token_id", "fim_pre_token_id", "prefix_token_id", "add_bos_token",
+    "add_eos_token",
+    "add_space_prefix", "suppress_tokens",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_any_value_under_a_key_is_read_or_refused(key: str) -> None:
+    tiny = pair_vocabulary(["xyz "], "gpt-2")
+    for metadata in (tiny, tiny | {"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [0.0] * 265}):
+        for value in VALUES:
+            try:
+                build_tokenizer(metadata | {f"tokenizer.ggml.{key}": value})
+            except UnsupportedModelError as error:
+                assert len(error.message) < 2000 and "\n" not in error.message
+
+
 def test_begin_token_must_exist_where_it_is_added() -> None:
     metadata = without(pair_vocabulary(["x"], "llama-bpe"), "tokenizer.ggml.bos_token_id")
     assert "'tokenizer.ggml.bos_token_id' names none" in refusal(metadata).message

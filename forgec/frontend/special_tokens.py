@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import Any
 
 from forgec.errors import UnsupportedModelError
+from forgec.frontend.gguf_values import described
 
 __all__ = ["FimIds", "SpecialTokens", "TokenType", "find_special_tokens"]
 
@@ -151,8 +152,8 @@ def _token_id(metadata: Mapping[str, Any], key: str, vocab_size: int, *, needed:
     value = metadata.get(full)
     if value is None:
         return None
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise UnsupportedModelError(f"'{full}' is {value!r}, expected a token id")
+    if isinstance(value, bool) or hasattr(value, "__len__") or not hasattr(value, "__index__"):
+        raise UnsupportedModelError(f"'{full}' is {described(value)}, expected a token id")
     token = int(value)
     if token in (-1, _NO_TOKEN):
         return None

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from forgec.errors import UnsupportedModelError
+from forgec.frontend.gguf_values import described
 from forgec.frontend.pretokenizers import PreTokenizer, find_pre_tokenizer
 from forgec.frontend.special_tokens import FimIds, SpecialTokens, TokenType, find_special_tokens
 from forgec.frontend.tokenizer_json import Vocabulary, bpe_json, sentencepiece_json
@@ -146,14 +147,14 @@ def check_chat_template(spec: TokenizerSpec, render: Callable[..., str]) -> str:
 def _text(metadata: Mapping[str, Any], key: str) -> str | None:
     value = metadata.get(key)
     if value is not None and not isinstance(value, str):
-        raise UnsupportedModelError(f"'{key}' is {value!r}, expected a string")
+        raise UnsupportedModelError(f"'{key}' is {described(value)}, expected a string")
     return value
 
 
 def _flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
     value = metadata.get(key, default)
     if not isinstance(value, bool | int) or value not in (0, 1):
-        raise UnsupportedModelError(f"'{key}' is {value!r}, expected true or false")
+        raise UnsupportedModelError(f"'{key}' is {described(value)}, expected true or false")
     return bool(value)
 
 
@@ -163,13 +164,21 @@ def _array(metadata: Mapping[str, Any], key: str, length: int | None = None) -> 
     if value is None:
         return None
     if isinstance(value, str | bytes) or not hasattr(value, "__len__") or not hasattr(value, "__iter__"):
-        raise UnsupportedModelError(f"'{key}' is {value!r}, expected an array")
+        raise UnsupportedModelError(f"'{key}' is {described(value)}, expected an array")
     items: list[Any] = value.tolist() if hasattr(value, "tolist") else list(value)
     if length is not None and len(items) < length:
         raise UnsupportedModelError(
             f"'{key}' has {len(items)} entries for {length} tokens",
             hint="the file's metadata is inconsistent; convert the model again",
         )
+    return items
+
+
+def _integers(metadata: Mapping[str, Any], key: str, length: int | None = None) -> list[int] | None:
+    items = _array(metadata, key, length)
+    if items and set(map(type, items)) != {int}:
+        bad = next(item for item in items if type(item) is not int)
+        raise UnsupportedModelError(f"'{key}' holds {described(bad)}, expected integers")
     return items
 
 
@@ -186,7 +195,7 @@ def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
         raise _missing(key)
     if set(map(type, items)) - {str}:
         bad = next(item for item in items if not isinstance(item, str))
-        raise UnsupportedModelError(f"'{key}' holds {bad!r}, expected strings")
+        raise UnsupportedModelError(f"'{key}' holds {described(bad)}, expected strings")
     return items
 
 
@@ -214,7 +223,7 @@ def _read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
             f"'tokenizer.ggml.tokens' holds {twice!r} twice",
             hint="ids would be ambiguous; the converter that wrote the file is at fault",
         )
-    raw = _array(metadata, "tokenizer.ggml.token_type", len(tokens))
+    raw = _integers(metadata, "tokenizer.ggml.token_type", len(tokens))
     if raw is None:
         return Vocabulary(tokens, ids, (TokenType.NORMAL,) * len(tokens))
     known = {member.value: member for member in TokenType}
@@ -224,7 +233,7 @@ def _read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
 
 def _check_sampler(metadata: Mapping[str, Any], size: int) -> None:
     """Refuse what the sampler on the device does not do."""
-    tokens = _array(metadata, "tokenizer.ggml.suppress_tokens") or []
+    tokens = _integers(metadata, "tokenizer.ggml.suppress_tokens") or []
     suppressed = [token for token in tokens if 0 <= token < size]
     if suppressed:
         raise UnsupportedModelError(
@@ -240,8 +249,8 @@ def _scores(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[float]:
     if scores is None:
         raise _missing(key)
     if not set(map(type, scores)) <= {int, float} or np.isnan(scores).any():
-        bad = next(score for score in scores if not isinstance(score, int | float) or math.isnan(score))
-        raise UnsupportedModelError(f"'{key}' holds {bad!r}, expected numbers")
+        bad = next(score for score in scores if type(score) not in (int, float) or math.isnan(score))
+        raise UnsupportedModelError(f"'{key}' holds {described(bad)}, expected numbers")
     return scores
 
 
