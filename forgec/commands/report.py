@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
@@ -68,7 +68,14 @@ DEFAULT_POSITION = 128
               help="Tokens in the KV cache for bytes and times (default 128, if they fit).")  # fmt: skip
 @click.option("--toolchain", type=click.Choice(["auto", "hipcc", "zig"]), default="auto", show_default=True)
 @click.option("--emulate", is_flag=True,
-              help="Also run a prompt and a token on the emulator, and count.")  # fmt: skip
+              help="Also run each kernel of a token once on the emulator, count, and predict.")  # fmt: skip
+@click.option("--prefill", is_flag=True, help="With --emulate: the kernels of a prompt, too.")
+@click.option("--bandwidth", type=click.FloatRange(min=0, min_open=True), metavar="GB/S",
+              help="Memory bandwidth of the card, if it is not the target's.")  # fmt: skip
+@click.option("--node-us", type=click.FloatRange(min=0, min_open=True), metavar="US",
+              help="Microseconds of a graph node, if not the target's.")  # fmt: skip
+@click.option("--compute-units", type=click.IntRange(min=1), metavar="N",
+              help="Compute units of the card, if not the target's.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
 def command(
     model: Path,
@@ -78,6 +85,10 @@ def command(
     position: int | None,
     toolchain: str,
     emulate: bool,
+    prefill: bool,
+    bandwidth: float | None,
+    node_us: float | None,
+    compute_units: int | None,
     as_json: bool,
 ) -> None:
     """List registers, LDS, spills, occupancy, bytes, instructions and roofline time of MODEL's kernels.
@@ -85,6 +96,7 @@ def command(
     \b
     Example:
       forgec report model.gguf --arch gfx1100
+      forgec report model.gguf --arch gfx1100 --emulate --bandwidth 800 --compute-units 84  # RX 7900 XT
     """
     target = get_target(arch)
     with open_gguf(model) as gguf:
@@ -98,6 +110,7 @@ def command(
     cache, _ = open_cache(load_config())
     objects = compile_units(program_units(program), target, toolchain=toolchain, cache=cache)
     check_kernels(program, objects)
+    program = replace(program, target=_card(target, bandwidth, node_us, compute_units))
     reports = build_report(program, objects, position)
     if as_json:
         click.echo(json.dumps([asdict(r) for r in reports], indent=1))
@@ -106,8 +119,20 @@ def command(
     if emulate:
         from forgec.commands.report_emulated import count_kernels, print_counts
 
-        options = CompileOptions(math=math, context=ctx)
-        print_counts(target, count_kernels(model, arch, options, position)[1])
+        sequences = ("prefill", "decode") if prefill else ("decode",)
+        print_counts(count_kernels(program, objects, position, sequences), program.target)
+
+
+def _card(
+    target: Target, bandwidth: float | None, node_us: float | None, compute_units: int | None
+) -> Target:
+    """The target with the numbers of another card that runs its code; they are for reports alone."""
+    return replace(
+        target,
+        bandwidth=target.bandwidth if bandwidth is None else 1e9 * bandwidth,
+        launch_seconds=target.launch_seconds if node_us is None else 1e-6 * node_us,
+        compute_units=compute_units or target.compute_units,
+    )
 
 
 def build_report(

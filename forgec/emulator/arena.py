@@ -75,6 +75,7 @@ class Arena:
         self._memory, self.base = _reserve(_RESERVED)
         self._shadow: mmap.mmap | None = None
         self.shadow_base = 0
+        self._lines: _Words | None = None
         self.records: StoreRecords | None = None
         if shadow:
             self._shadow, self.shadow_base = _reserve(_RESERVED)
@@ -145,6 +146,14 @@ class Arena:
         size, _ = self._live[address]
         self._live[address] = (size, READ_ONLY)
         self._table = None
+
+    def begin_lines(self) -> int:
+        """The address of one zero bit per byte of the arena, for the loads of a launch."""
+        if self._lines is None:
+            self._lines = _Words(_RESERVED // 32)
+        else:
+            self._lines.clear()
+        return self._lines.base
 
     def table(self) -> npt.NDArray[np.void]:
         """All known allocations, sorted by address, as the engine reads them."""

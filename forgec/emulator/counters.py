@@ -13,7 +13,9 @@ from forgec.emulator.isa.memory import DS, SMEM, SMEM_SMALL, VECTOR
 from forgec.emulator.operands import Instruction
 from forgec.emulator.translate import Translation
 
-__all__ = ["Counters", "SiteCounter", "StaticCounts", "collect", "static_counts"]
+__all__ = ["LINE_BYTES", "Counters", "LineCounter", "SiteCounter", "StaticCounts", "collect", "static_counts"]
+
+LINE_BYTES = 128
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,31 @@ class SiteCounter:
     @property
     def line_efficiency(self) -> float:
         return self.lines_needed / self.lines_touched if self.lines_touched else 1.0
+
+
+@dataclass(frozen=True)
+class LineCounter:
+    """What a launch loaded of one allocation (only with profiling), in cache lines of 128 bytes.
+
+    ``fetched`` counts a line again when a wave loads it that did not just do so: each wave is taken to keep
+    its last 32 lines. ``lines`` and ``loaded`` are the different lines and bytes among them.
+    """
+
+    address: int
+    size: int
+    fetched: int
+    lines: int
+    loaded: int
+
+    @property
+    def used(self) -> float:
+        """Share of the bytes of the fetched lines that somebody loaded."""
+        return self.loaded / (LINE_BYTES * self.lines)
+
+    @property
+    def repeated(self) -> float:
+        """Share of the fetches that bring a line which was fetched before."""
+        return 1 - self.lines / self.fetched
 
 
 @dataclass(frozen=True)
@@ -55,6 +82,7 @@ class Counters:
     barriers: int = 0
     seconds: float = 0.0
     sites: tuple[SiteCounter, ...] = ()
+    lines: tuple[LineCounter, ...] = ()
 
 
 def _space(ins: Instruction) -> str:
@@ -133,6 +161,7 @@ def collect(
     instructions: tuple[Instruction, ...],
     counts: npt.NDArray[np.uint64],
     sites: npt.NDArray[np.uint64] | None,
+    lines: tuple[LineCounter, ...],
     seconds: float,
 ) -> Counters:
     """Join ``counts`` [threads, segments, 2] (executions, active lanes) with what a segment holds."""
@@ -149,4 +178,4 @@ def collect(
             for ins, row in zip(instructions, per_site, strict=True)
             if row[0]
         )
-    return Counters(name, mix=mix, seconds=seconds, sites=found, **sums)
+    return Counters(name, mix=mix, seconds=seconds, sites=found, lines=lines, **sums)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from forgec.emulator.arena import Arena, StoreRecords
 from forgec.emulator.codeobject import Kernel
-from forgec.emulator.counters import Counters, StaticCounts, collect
+from forgec.emulator.counters import Counters, LineCounter, StaticCounts, collect
 from forgec.emulator.translate import Translation
 from forgec.emulator.traps import trap_error
 from forgec.errors import DeviceError
@@ -49,6 +49,8 @@ class _Launch(ctypes.Structure):
         ("shadow", ctypes.c_void_p),
         ("counts", ctypes.c_void_p),
         ("sites", ctypes.c_void_p),
+        ("lines", ctypes.c_void_p),
+        ("line_map", ctypes.c_void_p),
         ("grid", ctypes.c_uint32 * 3),
         ("block", ctypes.c_uint32 * 3),
         ("n_counts", ctypes.c_uint32),
@@ -238,6 +240,14 @@ def _address(array: npt.NDArray[np.generic] | None) -> int:
     return 0 if array is None else array.ctypes.data
 
 
+def _lines(table: npt.NDArray[np.void], lines: npt.NDArray[np.uint64] | None) -> tuple[LineCounter, ...]:
+    """Sums over the workers, for the allocations that were loaded from."""
+    if lines is None:
+        return ()
+    rows = zip(table.tolist(), lines.sum(axis=0).tolist(), strict=True)
+    return tuple(LineCounter(lo, hi - lo, *counted) for (lo, hi, _, _), counted in rows if counted[0])
+
+
 def run_launch(
     ck: CompiledKernel,
     shape: LaunchShape,
@@ -265,6 +275,8 @@ def run_launch(
     counts = np.zeros((workers, len(translation.segments), 2), np.uint64)
     sites = np.zeros((workers, len(translation.sites), 4), np.uint64) if options.profile else None
     launch.counts, launch.sites = counts.ctypes.data, _address(sites)
+    lines = np.zeros((workers, len(table), 3), np.uint64) if options.profile else None
+    launch.lines, launch.line_map = _address(lines), arena.begin_lines() if options.profile else 0
     launch.n_counts, launch.n_sites = len(translation.segments), len(translation.sites)
     launch.grid[:] = shape.grid
     launch.block[:] = shape.block
@@ -310,4 +322,4 @@ def run_launch(
             t.extra,
             (t.group[0], t.group[1], t.group[2]),
         )
-    return collect(kernel.name, ck.static, translation.sites, counts, sites, seconds)
+    return collect(kernel.name, ck.static, translation.sites, counts, sites, _lines(table, lines), seconds)

@@ -195,3 +195,33 @@ def test_strided_loads_and_bank_conflicts_are_counted() -> None:
     found = device.launch(device.load(code, listing), "stride", 1, 32, struct.pack("<QQ", x, y))
     assert sum(s.conflict_cycles for s in found.sites if "ds_load" in s.text) > 100
     assert sum(s.conflict_cycles for s in found.sites if "ds_store" in s.text) == 0
+
+
+def test_lines_of_memory_are_counted_by_allocation() -> None:
+    text = """
+    KERNEL BLOCK(64) void sums(const u32* once, const u32* part, const u32* again, u32* out) {
+      u32 t = lane_id(), b = block_id(), s = 0;
+      for (int i = 0; i < 4; ++i) s += once[(b * 4 + i) * 64 + t];
+      s += part[t * 32 + 3] + part[t * 32 + 7];
+      for (int i = 0; i < 40; ++i) s += again[(i % 20) * 32 + t % 32];
+      for (int i = 0; i < 40; ++i) s += again[640 + i * 32 + t % 32];
+      for (int i = 0; i < 40; ++i) s += again[640 + i * 32 + 31 - t % 32];
+      out[b * 64 + t] = s;
+    }"""
+    code, listing = build(text, "gfx1100")
+    device = Device("gfx1100", threads=2, profile=True)
+    once, part = device.upload(np.zeros(8 * 256, np.uint32)), device.upload(np.zeros(64 * 32, np.uint32))
+    again, out = device.upload(np.zeros(60 * 32, np.uint32)), device.malloc(8 * 256)
+    module = device.load(code, listing)
+    for _ in range(2):  # every launch begins anew
+        found = device.launch(module, "sums", 8, 64, struct.pack("<QQQQ", once, part, again, out))
+        lines = {line.address: line for line in found.lines}
+        # blocks read different lines in full
+        assert (lines[once].fetched, lines[once].lines, lines[once].loaded) == (64, 64, 8192)
+        assert (lines[once].used, lines[once].repeated) == (1, 0)
+        # 2 of 32 words of each line, again in each of 8 blocks
+        assert (lines[part].lines, lines[part].loaded, lines[part].used) == (64, 512, 1 / 16)
+        assert lines[part].fetched == 8 * 64 and lines[part].repeated == 7 / 8
+        # a wave keeps 20 lines from one turn to the next, and not 40
+        assert (lines[again].fetched, lines[again].lines) == (16 * (20 + 2 * 40), 60)
+        assert out not in lines

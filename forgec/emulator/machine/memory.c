@@ -55,43 +55,7 @@ static int check_race(Wave *w, u32 site, u32 lane, u32 at, u32 bytes, int kind, 
   return 0;
 }
 
-static void count_lines(Wave *w, u32 site, const Lanes *x, u32 bytes, int lds) {
-  Launch *L = w->L;
-  u64 *s = L->sites + ((u64)w->thread * L->n_sites + site) * 4;
-  s[0]++;
-  if (lds) { /* 32 banks of 4 bytes, 128 bytes a pass */
-    u32 per_pass = bytes >= 16 ? 8 : bytes == 8 ? 16 : 32, cycles = 0;
-    for (u32 l0 = 0; l0 < W; l0 += per_pass) {
-      u64 seen[32][8];
-      u32 n[32] = {0}, worst = 0;
-      for (u32 l = l0; l < l0 + per_pass && l < W; ++l) {
-        if (!(x->m >> l & 1)) continue;
-        for (u32 b = 0; b < (bytes + 3) / 4; ++b) {
-          u64 word = ((u64)x->p[l] >> 2) + b;
-          u32 bank = word & 31, k = 0;
-          while (k < n[bank] && k < 8 && seen[bank][k] != word) k++;
-          if (k == n[bank] && k < 8) seen[bank][n[bank]++] = word;
-        }
-      }
-      for (int b = 0; b < 32; ++b) worst = n[b] > worst ? n[b] : worst;
-      cycles += worst > 1 ? worst - 1 : 0;
-    }
-    s[3] += cycles;
-    return;
-  }
-  u64 lines[2 * W];
-  u32 n = 0;
-  for (u32 l = 0; l < W; ++l) {
-    if (!(x->m >> l & 1)) continue;
-    for (u64 line = (u64)x->p[l] >> 7; line <= ((u64)x->p[l] + bytes - 1) >> 7; ++line) {
-      u32 k = n;
-      while (k && lines[k - 1] != line) k--;
-      if (!k && n < 2 * W) lines[n++] = line;
-    }
-  }
-  s[1] += n;
-  s[2] += (bytes * popc64(x->m) + 127) / 128;
-}
+#include "profile.c"
 
 /* Turns lane addresses into pointers, or traps. kind: 0 load, 1 store, 2 atomic. */
 static int resolve(Wave *w, u32 site, int space, const U64 *addr, u32 bytes, int kind, Lanes *x) {
@@ -118,7 +82,7 @@ static int resolve(Wave *w, u32 site, int space, const U64 *addr, u32 bytes, int
     memcpy(x->p, &a, sizeof a);
     if (L->shadow)
       for (u32 l = 0; l < W; ++l) x->sh[l] = L->shadow + (a[l] - L->arena_lo);
-    if (UNLIKELY(L->sites)) count_lines(w, site, x, bytes, 0);
+    if (UNLIKELY(L->sites)) count_access(w, site, x, bytes, 0, kind == 0);
     return 0;
   }
   int lds = 0;
@@ -146,7 +110,7 @@ static int resolve(Wave *w, u32 site, int space, const U64 *addr, u32 bytes, int
       x->p[l] = w->scratch + (u64)l * L->scratch_size + a;
     }
   }
-  if (UNLIKELY(L->sites)) count_lines(w, site, x, bytes, lds);
+  if (UNLIKELY(L->sites)) count_access(w, site, x, bytes, lds, kind == 0);
   return 0;
 }
 
@@ -406,6 +370,7 @@ int emu_sload(Wave *w, u32 site, u64 addr, int dst, int bytes, int flags) {
   if (bytes >= 4 && addr & 3) return emu_trap(w, TRAP_MISALIGNED, site, 0, addr, 4);
   if (check_global(w, site, 0, addr, (u32)bytes, 0)) return RUN_TRAP;
   const u8 *p = (const u8 *)addr;
+  if (UNLIKELY(L->sites)) count_scalar(w, addr, (u32)bytes);
   if (L->records && !(flags & F_DEVICE) && check_fence(w, site, 0, addr, (u32)bytes)) return RUN_TRAP;
   if (bytes < 4) {
     u32 x = bytes == 1 ? *p : *(const un16 *)p;

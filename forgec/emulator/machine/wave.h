@@ -51,6 +51,8 @@ enum {
   TRAP_SCRATCH_BOUNDS, TRAP_HANG, TRAP_S_TRAP, TRAP_BARRIER, TRAP_NO_MEMORY, TRAP_NOT_RELEASED, TRAP_NOT_ACQUIRED
 };
 
+enum { WAVE_LINES = 32 };
+
 /* Memory spaces of an access. */
 enum { SPACE_GLOBAL, SPACE_FLAT, SPACE_SCRATCH, SPACE_LDS };
 
@@ -87,6 +89,8 @@ typedef struct {
   u8 *shadow;             /* one byte per arena byte: 1 = written; null = not checked */
   u64 *counts;            /* [threads][2 * segments]: executions, active lanes */
   u64 *sites;             /* [threads][4 * sites]: accesses, lines touched, lines needed, conflict cycles; null = off */
+  u64 *lines;             /* [threads][3 * allocations]: lines fetched, different lines, different bytes */
+  u64 *line_map;          /* one bit per arena byte: was loaded in this launch */
   u32 grid[3], block[3];
   u32 n_counts, n_sites;
   u32 lds_size, scratch_size, n_vgprs;
@@ -138,6 +142,7 @@ typedef struct Wave {
   u32 thread, status, alive, signal_phase;
   u64 poll_address;       /* of the last load past the caches or atomic, what it brought, and whether that is a spin */
   u32 poll_value, spins;
+  u32 lines[WAVE_LINES];  /* profiling: lines that were loaded lately, the last one first */
   u8 *scratch;            /* lane-major: lane l owns [l * scratch_size, (l + 1) * scratch_size) */
   u64 rng;
   /* checked mode */
