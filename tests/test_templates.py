@@ -12,7 +12,8 @@ import pytest
 
 from forgec.codegen import render
 from forgec.plan import stages
-from forgec.plan.stages import StageParams
+from forgec.plan.layouts import FORMATS
+from forgec.plan.stages import EmbeddingParams, StageParams
 from forgec.targets import get_target
 from forgec.toolchain import CodeObject, ExpectedKernel, Unit, check_inspection, compile_units
 from tests.kernels.harness import source_of
@@ -133,6 +134,8 @@ def test_every_template_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
             render.render_stage(params)
     for params in interleaved(examples("x86-64-v3")):
         render.render_stage(params)
+    for name in FORMATS:
+        render.render_stage(EmbeddingParams("gfx11", 32, 256, name, "rows", 256, 9, decode=True))
     there = {path.relative_to(render.templates_dir()).as_posix() for path in TEMPLATES}
     assert there - used == set()
 

@@ -22,7 +22,8 @@ __all__ = ["QUANT_BY_NAME", "QUANT_TYPES", "REMOVED_TYPES", "QuantType", "dequan
 class QuantType:
     """One GGML tensor type. A row is a whole number of blocks; blocks are contiguous.
 
-    ``block`` counts elements per block, ``block_bytes`` bytes per block.
+    ``block`` counts elements per block, ``block_bytes`` bytes per block; ``weights`` says that kernels read
+    matrices of this type.
     Source: ggml/include/ggml.h (ids), ggml/src/ggml-common.h (block structs).
     """
 
@@ -30,6 +31,7 @@ class QuantType:
     ggml_id: int
     block: int
     block_bytes: int
+    weights: bool = True
 
     def nbytes(self, elements: int) -> int:
         """Bytes taken by ``elements`` elements, a multiple of ``block``."""
@@ -46,13 +48,13 @@ _TABLE = (
     QuantType("Q5_1", 7, 32, 24),
     QuantType("Q8_0", 8, 32, 34),
     # Two halves and 32 bytes. gguf-py still says 40, the size when both scales were float32.
-    QuantType("Q8_1", 9, 32, 36),
+    QuantType("Q8_1", 9, 32, 36, weights=False),
     QuantType("Q2_K", 10, 256, 84),
     QuantType("Q3_K", 11, 256, 110),
     QuantType("Q4_K", 12, 256, 144),
     QuantType("Q5_K", 13, 256, 176),
     QuantType("Q6_K", 14, 256, 210),
-    QuantType("Q8_K", 15, 256, 292),
+    QuantType("Q8_K", 15, 256, 292, weights=False),
     QuantType("IQ2_XXS", 16, 256, 66),
     QuantType("IQ2_XS", 17, 256, 74),
     QuantType("IQ3_XXS", 18, 256, 98),
@@ -61,19 +63,19 @@ _TABLE = (
     QuantType("IQ3_S", 21, 256, 110),
     QuantType("IQ2_S", 22, 256, 82),
     QuantType("IQ4_XS", 23, 256, 136),
-    QuantType("I8", 24, 1, 1),
-    QuantType("I16", 25, 1, 2),
-    QuantType("I32", 26, 1, 4),
-    QuantType("I64", 27, 1, 8),
-    QuantType("F64", 28, 1, 8),
+    QuantType("I8", 24, 1, 1, weights=False),
+    QuantType("I16", 25, 1, 2, weights=False),
+    QuantType("I32", 26, 1, 4, weights=False),
+    QuantType("I64", 27, 1, 8, weights=False),
+    QuantType("F64", 28, 1, 8, weights=False),
     QuantType("IQ1_M", 29, 256, 56),
     QuantType("BF16", 30, 1, 2),
     QuantType("TQ1_0", 34, 256, 54),
     QuantType("TQ2_0", 35, 256, 66),
     QuantType("MXFP4", 39, 32, 17),
     QuantType("NVFP4", 40, 64, 36),
-    QuantType("Q1_0", 41, 128, 18),
-    QuantType("Q2_0", 42, 64, 18),
+    QuantType("Q1_0", 41, 128, 18, weights=False),
+    QuantType("Q2_0", 42, 64, 18, weights=False),
 )
 
 QUANT_TYPES: Mapping[int, QuantType] = MappingProxyType({entry.ggml_id: entry for entry in _TABLE})

@@ -20,7 +20,7 @@ __all__ = ["EXECUTABLE_TYPES", "Type", "infer"]
 Type = tuple[Shape, str]
 
 #: Weight types with kernels.
-EXECUTABLE_TYPES = ("f32", "f16", "bf16", "q4_0", "q4_1", "q8_0", "q4_k", "q6_k")
+EXECUTABLE_TYPES = tuple(name.lower() for name, quant in QUANT_BY_NAME.items() if quant.weights)
 
 
 def infer(node: str, op: ops.Op, inputs: Sequence[Value]) -> tuple[Type, ...]:

@@ -1,8 +1,9 @@
 """The order of bits in the fields of formats that are permuted when a matrix is packed.
 
-GGUF blocks come in and a field's bytes go out, of the same number and with the same information: a slice of
-32 weights has its bits together, in the order in which few instructions unpack four weights at a time. In a
-word of four weights, byte b belongs to element 4 * w + b of the slice, where w is the word's number.
+GGUF blocks uint8 [..., block_bytes] come in and the bytes of a field [..., n] go out, with the same
+information in as many bytes: a slice of 32 weights has its bits together, in the order in which few
+instructions unpack four weights at a time. In a word of four weights, byte b belongs to element 4 * w + b of
+the slice, where w is the word's number. What the bits mean in a GGUF block: ggml-common.h and ggml-quants.c.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "Bytes",
+    "bit_planes",
+    "bits_of_block",
     "header_k4",
-    "high_bits_q5",
-    "high_bits_q5_k",
-    "high_bits_q6_k",
-    "low_nibbles_q6_k",
-    "nibbles_k4",
+    "nibbles_of_runs",
     "one_bits",
-    "tail_q6_k",
+    "pair_slices",
+    "scales_q3_k",
+    "side_by_side",
+    "sixteens_nvfp4",
+    "trits",
     "two_bits",
 ]
 
@@ -32,15 +36,14 @@ LOW_NIBBLES = np.uint64(0x0F0F0F0F0F0F0F0F)
 FOUR = np.uint64(4)
 
 
-def words_of(blocks: Bytes, at: int, size: int) -> Words:
-    """Bytes ``at`` to ``at + size`` of every block as uint32 [..., size / 4]."""
-    return np.ascontiguousarray(blocks[..., at : at + size]).view(np.uint32)
+def words_of(blocks: Bytes, at: int, size: int, dtype: npt.DTypeLike = np.uint32) -> Words:
+    """Bytes ``at`` to ``at + size`` of every block as words of a type."""
+    return np.ascontiguousarray(blocks[..., at : at + size]).view(dtype)
 
 
-def bytes_of(words: Words) -> Bytes:
-    """Words [..., n, m] -> uint8 [..., bytes]: the last two axes lie one after another."""
-    words = np.ascontiguousarray(words)
-    return words.reshape(*words.shape[:-2], -1).view(np.uint8)
+def bytes_of(words: Words, blocks: Bytes) -> Bytes:
+    """Words of as many leading axes as ``blocks`` -> uint8 [..., bytes]."""
+    return np.ascontiguousarray(words).reshape(*blocks.shape[:-1], -1).view(np.uint8)
 
 
 def two_bits(words: Words) -> Words:
@@ -49,7 +52,8 @@ def two_bits(words: Words) -> Words:
     Bits 2 * i of the first word belong to word i of the slice, those of the second to word 4 + i.
     """
     pairs = words.reshape(*words.shape[:-1], 2, 4)
-    return pairs[..., 0] | pairs[..., 1] << 2 | pairs[..., 2] << 4 | pairs[..., 3] << 6
+    packed: Words = pairs[..., 0] | pairs[..., 1] << 2 | pairs[..., 2] << 4 | pairs[..., 3] << 6
+    return packed
 
 
 def one_bits(words: Words) -> Words:
@@ -60,80 +64,127 @@ def one_bits(words: Words) -> Words:
     return packed
 
 
-def split_nibbles(runs: Words) -> tuple[Words, Words]:
-    """Runs of 32 bytes, uint64 [..., 4], whose low nibbles are one slice and whose high nibbles another.
+def bits_of_block(blocks: Bytes, at: int) -> Bytes:
+    """32 bits of a block of 32, element by element, as ``one_bits``: the fifth bits of Q5_0 and Q5_1."""
+    bits = np.unpackbits(np.ascontiguousarray(blocks[..., at : at + 4]), axis=-1, bitorder="little")
+    return bytes_of(one_bits(bits.view(np.uint32)), blocks)
 
-    Both come out as uint64 [..., 2], with element j in the low nibble of byte j and j + 16 in the high one.
+
+def bit_planes(blocks: Bytes, at: int, flip: int = 0) -> Bytes:
+    """32 bytes of which bit s of byte j belongs to element j of slice s -> ``one_bits`` of each slice.
+
+    ``flip`` is 1 where the bits are to be inverted.
     """
-    first, second = runs[..., :2], runs[..., 2:]
+    words = words_of(blocks, at, 32)
+    slices = [one_bits((words >> s & 0x01010101) ^ 0x01010101 * flip) for s in range(8)]
+    return bytes_of(np.stack(slices, -1), blocks)
+
+
+def pair_slices(blocks: Bytes, at: int, flip: int = 0) -> Bytes:
+    """64 bytes, two runs of 32 that hold four slices in pairs of bits, -> ``two_bits`` of each slice.
+
+    ``flip`` is a mask for each pair: 2 inverts the upper bits, which makes 6-bit codes around 32 signed.
+    """
+    words = words_of(blocks, at, 64)
+    words = words.reshape(*words.shape[:-1], 2, 8)
+    slices = [two_bits(words >> shift & 0x03030303) for shift in (0, 2, 4, 6)]
+    return bytes_of(np.stack(slices, -2) ^ np.uint32(0x55555555 * flip), blocks)
+
+
+def nibbles_of_runs(blocks: Bytes, at: int, runs: int) -> Bytes:
+    """128 bytes of runs of 32 bytes: their low nibbles are one slice and their high nibbles another.
+
+    The slices of ``runs`` neighbouring runs lie low nibbles first: 1 for Q4_K, 2 for Q6_K. Element j of a
+    slice goes to the low nibble of its byte j, element j + 16 to the high one.
+    """
+    words = words_of(blocks, at, 128, np.uint64).reshape(*blocks.shape[:-1], 4 // runs, runs, 2, 2)
+    first, second = words[..., 0, :], words[..., 1, :]
     low = (first & LOW_NIBBLES) | (second & LOW_NIBBLES) << FOUR
     high = (first >> FOUR & LOW_NIBBLES) | (second & ~LOW_NIBBLES)
-    return low, high
+    return bytes_of(np.stack([low, high], -3), blocks)
 
 
-# ---- Q5_0 and Q5_1 ----
-
-
-def high_bits_q5(blocks: Bytes, at: int) -> Bytes:
-    """The fifth bits, 4 bytes at ``at`` of a block of 32: bit i of byte b belongs to element 4 * i + b."""
-    bits = np.unpackbits(np.ascontiguousarray(blocks[..., at : at + 4]), axis=-1, bitorder="little")
-    return one_bits(bits.view(np.uint32))[..., None].view(np.uint8)
-
-
-# ---- Q4_K and Q5_K: 256 weights d * scale * q - dmin * minimum, scales and minima of 6 bits per 32 ----
-
-
-def nibbles_k4(blocks: Bytes, at: int) -> Bytes:
-    """128 bytes from ``at``: the low nibbles of 32 bytes are one slice, their high nibbles the next."""
-    runs = np.ascontiguousarray(blocks[..., at : at + 128]).view(np.uint64)
-    runs = runs.reshape(*runs.shape[:-1], 4, 4)
-    return bytes_of(np.stack(split_nibbles(runs), -2).reshape(*blocks.shape[:-1], 16, 1))
+def nibble_pairs(nibbles: Bytes) -> Bytes:
+    """Values below 16, uint8 [..., n] -> [..., n / 2]: value i in bits 4 * i of the whole."""
+    packed: Bytes = nibbles[..., ::2] | nibbles[..., 1::2] << 4
+    return packed
 
 
 def header_k4(blocks: Bytes) -> Bytes:
-    """16 bytes: low nibbles of the 8 scales, of the 8 minima, the high 2 + 2 bits of each, and d and dmin.
+    """Q4_K, Q5_K: low nibbles of the 8 scales, of the 8 minima, the high 2 + 2 bits of each, and d and dmin.
 
-    Slice s has bits 4 * s to 4 * s + 3 of each of the first three words. Source of the packed scales:
-    ggml-quants.c, get_scale_min_k4.
+    Slice s has bits 4 * s to 4 * s + 3 of each of the first three of four words.
     """
     packed = blocks[..., 4:16]
     first, second, third = packed[..., :4], packed[..., 4:8], packed[..., 8:]
     scales = np.concatenate([first & 63, third & 15 | first >> 6 << 4], -1)
     minima = np.concatenate([second & 63, third >> 4 | second >> 6 << 4], -1)
-    high = scales >> 4 | minima >> 4 << 2
-    return np.concatenate([_pairs(scales & 15), _pairs(minima & 15), _pairs(high), blocks[..., :4]], -1)
+    parts = [nibble_pairs(part) for part in (scales & 15, minima & 15, scales >> 4 | minima >> 4 << 2)]
+    return np.concatenate([*parts, blocks[..., :4]], -1)
 
 
-def _pairs(nibbles: Bytes) -> Bytes:
-    """Values below 16, uint8 [..., n] -> [..., n / 2]: value i in bits 4 * i of the whole."""
-    return nibbles[..., ::2] | nibbles[..., 1::2] << 4
+def scales_q3_k(blocks: Bytes) -> Bytes:
+    """Q3_K: the inverted high bits of the weights, 4 bytes a slice, then its 16 scales of 6 bits in 12 bytes.
+
+    Byte s of the first 8 has the low nibbles of the two scales of slice s, bits 4 * s of the last word their
+    high pairs of bits.
+    """
+    low, high = blocks[..., 96:104], blocks[..., 104:108]
+    lows = np.concatenate([low & 15, low >> 4], -1)
+    highs = np.concatenate([high >> shift & 3 for shift in (0, 2, 4, 6)], -1)
+    pairs = nibble_pairs(highs[..., ::2] | highs[..., 1::2] << 2)
+    return np.concatenate([bit_planes(blocks, 0, flip=1), nibble_pairs(lows), pairs], -1)
 
 
-def high_bits_q5_k(blocks: Bytes) -> Bytes:
-    """The fifth bits: 4 bytes a slice; in the block bit s of byte j belongs to element j of slice s."""
-    words = words_of(blocks, 16, 32)
-    slices = [one_bits(words >> s & 0x01010101) for s in range(8)]
-    return bytes_of(np.stack(slices, -1)[..., None])
+def sixteens_nvfp4(blocks: Bytes) -> Bytes:
+    """NVFP4: runs of 16 weights in 8 bytes -> slices with element j low and j + 16 high in byte j."""
+    runs = words_of(blocks, 4, 32, np.uint64).reshape(*blocks.shape[:-1], 2, 2)
+    first, second = runs[..., 0], runs[..., 1]
+    low = (first & LOW_NIBBLES) | (second & LOW_NIBBLES) << FOUR
+    high = (first >> FOUR & LOW_NIBBLES) | (second & ~LOW_NIBBLES)
+    return bytes_of(np.stack([low, high], -1), blocks)
 
 
-# ---- Q6_K: 256 weights d * scale * (q - 32), scales of 8 bits per 16 ----
+def side_by_side(blocks: Bytes, *fields: tuple[int, int]) -> Bytes:
+    """Fields (offset, bytes of a slice) of a block of eight slices, slice after slice."""
+    parts = [blocks[..., at : at + 8 * size].reshape(*blocks.shape[:-1], 8, size) for at, size in fields]
+    return np.concatenate(parts, -1).reshape(*blocks.shape[:-1], -1)
 
 
-def low_nibbles_q6_k(blocks: Bytes) -> Bytes:
-    """128 bytes: each half of the block has two runs of 32 bytes, low nibbles first, then the high ones."""
-    runs = np.ascontiguousarray(blocks[..., :128]).view(np.uint64)
-    runs = runs.reshape(*runs.shape[:-1], 2, 2, 4)
-    return bytes_of(np.stack(split_nibbles(runs), -3).reshape(*blocks.shape[:-1], 16, 1))
+# ---- TQ1_0: 256 weights d * (q - 1), five q of 0 to 2 in a byte ----
+
+#: Powers of three that bring trit i of a byte to its top.
+POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
 
 
-def high_bits_q6_k(blocks: Bytes) -> Bytes:
-    """8 bytes a slice, as ``two_bits``, the top bit inverted: then it is the sign of q - 32."""
-    words = words_of(blocks, 128, 64)
-    words = words.reshape(*words.shape[:-1], 2, 8)
-    slices = [two_bits(words >> shift & 0x03030303) for shift in (0, 2, 4, 6)]
-    return bytes_of(np.stack(slices, -2).reshape(*blocks.shape[:-1], 8, 2) ^ 0xAAAAAAAA)
+def trits(blocks: Bytes) -> Bytes:
+    """TQ1_0: 52 bytes, written again so that a slice has 6 bytes of its own and a nibble: 32 + 16 + 4 bytes.
+
+    Element 4 * i + b for i < 5 is trit i of byte b of the slice's first four; the other 12 are words 5 to 7
+    over the two further bytes: trits 0 and 1, 2 and 3, then trit 4 and the two trits of the nibble.
+    """
+    codes = _codes_tq1(blocks).reshape(*blocks.shape[:-1], 8, 8, 4)
+    first = _pack_trits([codes[..., i, :] for i in range(5)])
+    pairs = [codes[..., 5 + i // 2, i % 2 * 2 : i % 2 * 2 + 2] for i in range(5)]
+    second = _pack_trits(pairs)
+    nibbles = codes[..., 7, 2] * 3 + codes[..., 7, 3]
+    return np.concatenate([bytes_of(first, blocks), bytes_of(second, blocks), nibble_pairs(nibbles)], -1)
 
 
-def tail_q6_k(blocks: Bytes) -> Bytes:
-    """The 16 scales and d, 18 bytes as they are."""
-    return blocks[..., 192:210]
+def _codes_tq1(blocks: Bytes) -> Bytes:
+    """uint8 [..., 54] -> [..., 256] of 0 to 2."""
+    runs = [(0, 32, 5), (32, 16, 5), (48, 4, 4)]
+    parts = []
+    for at, size, count in runs:
+        tops = blocks[..., None, at : at + size] * POWERS[:count, None]
+        parts.append((tops.astype(np.uint16) * 3 >> 8).astype(np.uint8).reshape(*blocks.shape[:-1], -1))
+    return np.concatenate(parts, -1)
+
+
+def _pack_trits(trits: list[Bytes]) -> Bytes:
+    """Five arrays of trits -> bytes: the base-3 number as a fraction of 243, rounded up to 256ths."""
+    number = np.zeros(trits[0].shape, np.uint16)
+    for trit in trits:
+        number = number * 3 + trit
+    packed: Bytes = ((number * 256 + 242) // 243).astype(np.uint8)
+    return packed

@@ -1,26 +1,20 @@
 """How a weight matrix lies in memory: what each kernel reads, and how it is packed from GGUF bytes.
 
-A format is described once, as the fields that a row is split into; ``templates/lib/formats/<name>`` reads
-them. Packing is pure NumPy on the raw GGUF blocks; nothing here reads files or knows a target.
+Raw GGUF blocks come in and the bytes behind a kernel's pointers go out, by the table of ``plan.formats``.
+Packing is pure NumPy; nothing here reads files or knows a target.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from forgec.errors import VerifyError
-from forgec.plan import field_orders as orders
+from forgec.plan.formats import FORMATS, Format, cut
 from forgec.plan.rows8 import GROUP, PLANES, group_offsets, pack_groups
 
 __all__ = [
     "FORMATS",
-    "Field",
-    "Format",
     "block_elements",
     "has_layout",
     "matrix_bytes",
@@ -30,75 +24,6 @@ __all__ = [
 ]
 
 Bytes = npt.NDArray[np.uint8]
-#: GGUF blocks uint8 [n, block_bytes] -> the bytes of a field uint8 [n, bytes].
-Gather = Callable[[Bytes], Bytes]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A run of bytes of a GGUF block as it is: ``at`` its offset, ``size`` its length, both in bytes."""
-
-    at: int
-    size: int
-
-    def __call__(self, blocks: Bytes) -> Bytes:
-        return blocks[..., self.at : self.at + self.size]
-
-
-@dataclass(frozen=True)
-class Field:
-    """What a block contributes to one field of a row: ``size`` bytes, gathered from the GGUF block."""
-
-    size: int
-    gather: Gather
-
-
-def field(at: int, size: int) -> Field:
-    """A field of neighbouring bytes, as the GGUF block has them."""
-    return Field(size, Cut(at, size))
-
-
-@dataclass(frozen=True)
-class Format:
-    """A quantisation format: GGUF block of ``block`` elements and ``block_bytes`` bytes, and its layouts.
-
-    ``fields``, at most three, are the layout "rows", the quants first; ``rows8`` has the other layout.
-    """
-
-    name: str
-    block: int
-    block_bytes: int
-    fields: tuple[Field, ...]
-
-    @property
-    def bits_per_weight(self) -> float:
-        return 8.0 * self.block_bytes / self.block
-
-
-FORMATS: dict[str, Format] = {
-    f.name: f
-    for f in (
-        Format("f32", 1, 4, (field(0, 4),)),
-        Format("f16", 1, 2, (field(0, 2),)),
-        Format("bf16", 1, 2, (field(0, 2),)),
-        Format("q4_0", 32, 18, (field(2, 16), field(0, 2))),
-        Format("q4_1", 32, 20, (field(4, 16), field(0, 4))),
-        Format("q8_0", 32, 34, (field(2, 32), field(0, 2))),
-        Format(
-            "q4_k", 256, 144, (Field(128, partial(orders.nibbles_k4, at=16)), Field(16, orders.header_k4))
-        ),
-        Format(
-            "q6_k",
-            256,
-            210,
-            (
-                Field(128, orders.low_nibbles_q6_k),
-                Field(64, orders.high_bits_q6_k),
-                Field(18, orders.tail_q6_k),
-            ),
-        ),
-    )
-}
 
 #: Fields of a row start on multiples of this many bytes, and so does the next row.
 ROW_ALIGNMENT = 16
@@ -175,7 +100,7 @@ def _records(spec: Format, blocks: Bytes, cols: int) -> Bytes:
     """uint8 [rows, blocks, block_bytes] -> flat [rows, pitch], a band of rows at a time."""
     rows = len(blocks)
     *offsets, pitch = field_offsets(spec.name, cols)
-    if spec.fields == (field(0, spec.block_bytes),) and pitch == cols // spec.block * spec.block_bytes:
+    if spec.fields == (cut(0, spec.block_bytes),) and pitch == cols // spec.block * spec.block_bytes:
         return blocks.reshape(-1)
     out = np.zeros((rows, pitch), np.uint8)
     band = max(1, BAND_BYTES // max(pitch, 1))

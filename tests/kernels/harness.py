@@ -406,7 +406,28 @@ def random_weights(
 
 #: Formats whose blocks are random bytes: where their half-precision scales lie, and the largest
 #: |code * scale| behind one.
-SCALES = {"q4_k": ((0, 2), 15 * 63), "q6_k": ((208,), 32 * 128)}
+SCALES = {
+    "q5_0": ((0,), 16),
+    "q5_1": ((0, 2), 31),
+    "q2_k": ((80, 82), 3 * 15),
+    "q3_k": ((108,), 4 * 32),
+    "q4_k": ((0, 2), 15 * 63),
+    "q5_k": ((0, 2), 31 * 63),
+    "q6_k": ((208,), 32 * 128),
+    "iq1_s": ((0,), 18),
+    "iq1_m": ((), 18),
+    "iq2_xxs": ((0,), 43 * 4),
+    "iq2_xs": ((0,), 43 * 4),
+    "iq2_s": ((0,), 43 * 4),
+    "iq3_xxs": ((0,), 62 * 8),
+    "iq3_s": ((0,), 15 * 31),
+    "iq4_nl": ((0,), 127),
+    "iq4_xs": ((0,), 127 * 32),
+    "tq1_0": ((52,), 1),
+    "tq2_0": ((64,), 1),
+    "mxfp4": ((), 12),
+    "nvfp4": ((), 12),
+}
 
 
 def _random_bytes(
@@ -416,10 +437,17 @@ def _random_bytes(
     shape = (rows, cols // spec.block)
     raw = rng.integers(0, 256, (*shape, spec.block_bytes)).astype(np.uint8)
     places, largest = SCALES[format]
+    d = (rng.uniform(0.5, 1.5, shape) / (largest * np.sqrt(cols))).astype(np.float16)
+    d *= rng.choice(np.array([1, 1, 1, -1, 0], np.float16), shape)
     for at in places:
-        d = (rng.uniform(0.5, 1.5, shape) / (largest * np.sqrt(cols))).astype(np.float16)
-        d *= rng.choice(np.array([1, 1, 1, -1, 0], np.float16), shape)
-        raw[..., at : at + 2] = d[..., None].view(np.uint8)
+        raw[..., at : at + 2] = rng.permutation(d, axis=1)[..., None].view(np.uint8)
+    if format == "mxfp4":  # powers of two
+        raw[..., 0] = rng.integers(117, 127, shape)
+    if format == "nvfp4":  # unsigned E4M3
+        raw[..., :4] &= 0x7F
+    if format == "iq1_m":  # a nibble of d on top of each half
+        nibbles = d.view(np.uint16)[..., None] >> np.array([0, 4, 8, 12], np.uint16) & 15
+        raw[..., 49::2] = raw[..., 49::2] & 15 | nibbles.astype(np.uint8) << 4
     return raw, dequantize(raw, format.upper(), rows, cols).astype(np.float64)
 
 

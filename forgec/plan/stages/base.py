@@ -7,16 +7,23 @@ only name ``k``. Equal parameters give one kernel for all layers, so nothing her
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
+import numpy as np
+
 from forgec.errors import VerifyError
+from forgec.frontend.codebooks import codebook
+from forgec.plan.layouts import FORMATS
 
 __all__ = [
     "KV_BYTES",
     "KV_CTYPES",
     "STATE",
     "Arg",
+    "Codebook",
     "StageParams",
+    "codebooks_of",
     "matrix_of",
 ]
 
@@ -52,6 +59,26 @@ STATE = Arg("state", "const State*")
 def matrix_of(name: str) -> Arg:
     """The pointer to a packed weight matrix, whatever its layout."""
     return Arg(name, "const u8*")
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """A table of ``frontend.codebooks`` as a template writes it: ``words`` are C words of four values."""
+
+    name: str
+    words: tuple[str, ...]
+
+    @property
+    def storage(self) -> str:
+        """Tables of a few words are constants of the compiler, the others lie in memory."""
+        return "constexpr" if len(self.words) <= 4 else "TABLE"
+
+
+def codebooks_of(formats: Iterable[str]) -> tuple[Codebook, ...]:
+    """The tables that formats look codes up in, each once, by name."""
+    names = sorted({FORMATS[f].codebook for f in formats} - {""})
+    tables = [(name, codebook(name).reshape(-1).view(np.uint32)) for name in names]
+    return tuple(Codebook(name, tuple(f"0x{word:08x}u" for word in table)) for name, table in tables)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from forgec.errors import VerifyError
 from forgec.plan.layouts import FORMATS, block_elements
-from forgec.plan.stages.base import KV_CTYPES, STATE, Arg, StageParams, matrix_of
+from forgec.plan.stages.base import KV_CTYPES, STATE, Arg, Codebook, StageParams, codebooks_of, matrix_of
 
 __all__ = [
     "POINTWISE",
@@ -59,6 +59,10 @@ class EmbeddingParams(StageParams):
     def source(self) -> str:
         """Where tokens come from: ``templates/lib/tokens_<source>``."""
         return "state" if self.decode else "prompt"
+
+    @property
+    def codebooks(self) -> tuple[Codebook, ...]:
+        return codebooks_of((self.format,))
 
     @property
     def args(self) -> tuple[Arg, ...]:
@@ -269,6 +273,11 @@ class LinearParams(StageParams):
     def formats(self) -> tuple[str, ...]:
         """The distinct formats, sorted: what the template includes."""
         return tuple(sorted({s.format for s in self.segments}))
+
+    @property
+    def codebooks(self) -> tuple[Codebook, ...]:
+        """The tables that the formats look codes up in."""
+        return codebooks_of(self.formats)
 
     @property
     def row_starts(self) -> tuple[int, ...]:
