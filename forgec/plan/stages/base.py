@@ -109,6 +109,16 @@ class StageParams:
         raise NotImplementedError
 
     @property
+    def formats(self) -> tuple[str, ...]:
+        """Formats of the weight matrices that the stage reads, each once."""
+        return ()
+
+    @property
+    def codebooks(self) -> tuple[Codebook, ...]:
+        """The tables that these formats look codes up in."""
+        return codebooks_of(self.formats)
+
+    @property
     def symbol(self) -> str:
         """Kernel symbol: readable title plus a digest of all parameters, so equal parameters share it."""
         text = repr(tuple((f.name, getattr(self, f.name)) for f in fields(self)))

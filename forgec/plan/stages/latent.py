@@ -46,6 +46,10 @@ class HeadMatvecParams(StageParams):
         return f"head_matvec_{self.format}_{self.heads}x{self.rows}x{self.inner}"
 
     @property
+    def formats(self) -> tuple[str, ...]:
+        return (self.format,)
+
+    @property
     def act(self) -> str:
         return "f32"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from forgec.errors import VerifyError
 from forgec.plan.layouts import FORMATS, block_elements
-from forgec.plan.stages.base import KV_CTYPES, STATE, Arg, Codebook, StageParams, codebooks_of, matrix_of
+from forgec.plan.stages.base import KV_CTYPES, STATE, Arg, StageParams, matrix_of
 
 __all__ = [
     "POINTWISE",
@@ -61,8 +61,8 @@ class EmbeddingParams(StageParams):
         return "state" if self.decode else "prompt"
 
     @property
-    def codebooks(self) -> tuple[Codebook, ...]:
-        return codebooks_of((self.format,))
+    def formats(self) -> tuple[str, ...]:
+        return (self.format,)
 
     @property
     def args(self) -> tuple[Arg, ...]:
@@ -273,11 +273,6 @@ class LinearParams(StageParams):
     def formats(self) -> tuple[str, ...]:
         """The distinct formats, sorted: what the template includes."""
         return tuple(sorted({s.format for s in self.segments}))
-
-    @property
-    def codebooks(self) -> tuple[Codebook, ...]:
-        """The tables that the formats look codes up in."""
-        return codebooks_of(self.formats)
 
     @property
     def row_starts(self) -> tuple[int, ...]:
