@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["BASE_ONLY", "CONVERSATIONS", "FAMILIES", "FOLDER", "ChatFamily"]
+__all__ = ["CONVERSATIONS", "FAMILIES", "FOLDER", "WITHOUT_FORMAT", "ChatFamily"]
 
 FOLDER = Path(__file__).resolve().parents[1] / "fixtures" / "chat"
 
@@ -34,7 +34,21 @@ class ChatFamily:
 FAMILIES: dict[str, ChatFamily] = {
     "chatml": ChatFamily(
         "chatml",
-        ("llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "mpt", "stablelm", "dbrx", "refact", "olmoe"),
+        (
+            *(
+                "llama",
+                "qwen2",
+                "qwen2moe",
+                "qwen3",
+                "qwen3moe",
+                "mpt",
+                "stablelm",
+                "dbrx",
+                "refact",
+                "olmoe",
+            ),
+            *("internlm2", "smollm3"),
+        ),
         "",
         "<|im_end|>",
     ),
@@ -64,7 +78,7 @@ FAMILIES: dict[str, ChatFamily] = {
     ),
     "deepseek2": ChatFamily(
         "deepseek2",
-        ("deepseek2",),
+        ("deepseek", "deepseek2"),
         "<｜begin▁of▁sentence｜>",
         "<｜end▁of▁sentence｜>",
         begins="<｜begin▁of▁sentence｜>",
@@ -81,8 +95,8 @@ FAMILIES: dict[str, ChatFamily] = {
     "minicpm": ChatFamily("minicpm", ("minicpm",)),
 }
 
-#: Architectures whose published models are for completion, without a chat format of their own.
-BASE_ONLY = ("gpt2", "phi2", "starcoder", "starcoder2", "bloom", "gptneox")
+#: Architectures whose published models are for completion, or have a format that llama.cpp has no name for.
+WITHOUT_FORMAT = ("gpt2", "phi2", "starcoder", "starcoder2", "bloom", "gptneox", "nemotron")
 
 #: Conversations without tools that every format can express.
 CONVERSATIONS: tuple[list[dict[str, str]], ...] = (

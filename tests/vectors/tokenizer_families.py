@@ -72,7 +72,9 @@ _NO_BOS = (("add_bos_token", False),)
 _BOS = (("add_bos_token", True),)
 
 FAMILIES: dict[str, TokenizerFamily] = {
-    "llama-spm": TokenizerFamily("", ("llama", "mixtral", "granite"), _SPM, *_SPM, flags=_BOS),
+    "llama-spm": TokenizerFamily(
+        "", ("llama", "mixtral", "granite", "nemotron", "minicpm"), _SPM, *_SPM, flags=_BOS
+    ),
     "code-llama": TokenizerFamily(
         "", ("llama",), _SPM, *_SPM, normal=("▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>"), flags=_BOS
     ),
@@ -102,9 +104,17 @@ FAMILIES: dict[str, TokenizerFamily] = {
         "<eos>",
         flags=(*_BOS, ("add_space_prefix", False)),
     ),
+    "internlm2": TokenizerFamily(
+        "",
+        ("internlm2",),
+        (*_SPM, "<|im_start|>", "<|im_end|>", "<|action_start|>", "<|plugin|>"),
+        "<s>",
+        "<|im_end|>",
+        flags=(*_BOS, ("add_space_prefix", False)),
+    ),
     "llama-bpe": TokenizerFamily(
         "llama-bpe",
-        ("llama",),
+        ("llama", "smollm3"),
         (
             "<|begin_of_text|>",
             "<|end_of_text|>",
@@ -194,7 +204,7 @@ FAMILIES: dict[str, TokenizerFamily] = {
     ),
     "olmo": TokenizerFamily(
         "olmo",
-        ("olmo", "olmoe"),
+        ("olmo", "olmoe", "gptneox", "stablelm"),
         ("<|endoftext|>", "<|padding|>"),
         "<|endoftext|>",
         "<|endoftext|>",
