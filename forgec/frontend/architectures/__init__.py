@@ -10,7 +10,19 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from forgec.errors import UnsupportedModelError
-from forgec.frontend.architectures import llama
+from forgec.frontend.architectures import (
+    command_r,
+    gemma,
+    glm4,
+    gpt,
+    granite,
+    llama,
+    olmo,
+    phi2,
+    qwen3,
+    smollm3,
+    stablelm,
+)
 from forgec.frontend.architectures.builders import TensorTable
 from forgec.frontend.spec import ModelSpec
 from forgec.ir.graph import Graph
@@ -19,7 +31,32 @@ __all__ = ["ARCHITECTURES", "build_graph"]
 
 ARCHITECTURES: Mapping[str, Callable[[TensorTable, ModelSpec], Graph]] = MappingProxyType(
     {
+        "bloom": gpt.bloom,
+        "chatglm": llama.build,
+        "cohere2": command_r.build2,
+        "command-r": command_r.build,
+        "exaone": llama.build,
+        "falcon": gpt.falcon,
+        "gemma": gemma.build,
+        "gemma2": gemma.build2,
+        "gemma3": gemma.build3,
+        "glm4": glm4.build,
+        "gpt2": gpt.gpt2,
+        "gptneox": gpt.gptneox,
+        "granite": granite.build,
+        "internlm2": llama.build,
         "llama": llama.build,
+        "mpt": gpt.mpt,
+        "nemotron": gpt.nemotron,
+        "olmo": olmo.build,
+        "olmo2": olmo.build2,
+        "phi2": phi2.build,
+        "phi3": llama.build,
+        "qwen2": llama.build,
+        "qwen3": qwen3.build,
+        "smollm3": smollm3.build,
+        "stablelm": stablelm.build,
+        "starcoder2": gpt.starcoder2,
     }
 )
 

@@ -57,14 +57,15 @@ class AttentionForm:
 class ModelBuilder:
     """A graph in the making: what belongs to no layer, and the ``layer`` builders.
 
-    ``layer_norm``: norms are LayerNorm, with "<name>.bias" where the file has it, and not RMSNorm.
+    ``norm``: the kind of the family's norms: "rms"; "layer", with "<name>.bias" where the file has it; "bare",
+    LayerNorm without any parameters.
     Node names are deterministic ("embedding", "layer0.attn_norm", "output"); the value of a node with one
     output bears the node's name, a weight that of its tensor.
     """
 
-    def __init__(self, gguf: TensorTable, spec: ModelSpec, *, layer_norm: bool = False) -> None:
+    def __init__(self, gguf: TensorTable, spec: ModelSpec, *, norm: str = "rms") -> None:
         self.spec = spec
-        self.layer_norm = layer_norm
+        self.norm_kind = norm
         self.graph = Graph(spec)
         self._tensors = gguf.tensors
         self._used: set[str] = set()
@@ -89,13 +90,13 @@ class ModelBuilder:
     def norm(self, name: str, x: Value, prefix: str = "", layer: int | None = None) -> Value:
         """The family's norm, with the weight "<prefix>.weight" (default: the name)."""
         prefix, length, eps = prefix or name, int(x.shape[-1]), self.spec.norm_epsilon
-        if not self.layer_norm:
-            weight = self.vector(f"{prefix}.weight", length, layer)
+        if self.norm_kind == "bare":
+            return self.op(name, ops.LayerNorm(eps, weight=False, bias=False), x, layer=layer)
+        weight = self.vector(f"{prefix}.weight", length, layer)
+        if self.norm_kind == "rms":
             return self.op(name, ops.RMSNorm(eps), x, weight, layer=layer)
-        weights = (self.vector(f"{prefix}.weight", length, layer),) if self.has(f"{prefix}.weight") else ()
         bias = self.bias(prefix, length, layer)
-        norm = ops.LayerNorm(eps, bool(weights), bool(bias))
-        return self.op(name, norm, x, *weights, *bias, layer=layer)
+        return self.op(name, ops.LayerNorm(eps, weight=True, bias=bool(bias)), x, weight, *bias, layer=layer)
 
     def head(self, x: Value, then: ops.Pointwise | None = None) -> Graph:
         """Norm, output matrix, ``then`` on the logits, and sampler, all on the selected row.
@@ -346,7 +347,8 @@ class LayerBuilder:
             return self.op(name, ops.RMSNorm(spec.norm_epsilon), x, weight)
         shape = (spec.key_length,) if span == "head" else (heads, spec.key_length)
         weight = self.model.table(tensor, shape, self.layer)
-        return self.op(name, ops.HeadNorm(heads, spec.norm_epsilon, self.model.layer_norm), x, weight)
+        centred = self.model.norm_kind != "rms"
+        return self.op(name, ops.HeadNorm(heads, spec.norm_epsilon, centred), x, weight)
 
     def _rope(self, name: str, x: Value, heads: int, rope: RopeSpec) -> Value:
         length = self.model.spec.key_length

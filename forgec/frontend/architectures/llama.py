@@ -1,7 +1,10 @@
-"""The llama family: Llama 1 to 3, SmolLM, TinyLlama, Mistral 7B and all else that GGUF calls "llama".
+"""The llama family: pre-norm layers of grouped-query attention with RoPE and a SwiGLU feed-forward network.
 
-Pre-norm layers of grouped-query attention with RoPE and a SwiGLU feed-forward network. Biases are taken
-where the file has them. Source: llama.cpp, src/models/llama.cpp.
+Llama 1 to 3.2, Mistral, SmolLM and 2, TinyLlama, Yi, all of which GGUF calls "llama"; Qwen 2 and 2.5 with
+biases on q, k and v; EXAONE 3 and InternLM 2; Phi 3 and 4 and ChatGLM, which have one matrix for q, k and v
+and one for gate and up. Biases are taken where the file has them. As in llama.cpp, a sliding window in the
+metadata of these is not applied. Source: llama.cpp,
+src/models/{llama,qwen2,exaone,internlm2,phi3,chatglm}.cpp.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ __all__ = ["build"]
 def build(gguf: TensorTable, spec: ModelSpec) -> Graph:
     """The graph of one step; raises as ``build_graph``."""
     model = ModelBuilder(gguf, spec)
-    form = AttentionForm(spec.rope)
+    form = AttentionForm(spec.rope, scale=spec.attention_scale or None)
     x = model.embedding()
     for layer in range(spec.block_count):
         block = model.layer(layer)
