@@ -1,0 +1,1 @@
+"""Every architecture as a tiny random model, with llama.cpp's logits as fixtures."""

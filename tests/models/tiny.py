@@ -1,0 +1,302 @@
+"""The tiny random models, one or two of every architecture: metadata and tensor shapes as data, written as GGUF.
+
+Widths are shared, so that most kernels are; windows, caps and factors are small enough to matter within a
+few tokens. Weights come from a generator seeded by the name, so a model is the same wherever it is written.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.gguf_files import bpe_vocabulary, write_gguf
+
+__all__ = ["TINY", "Tiny"]
+
+E, F, HEADS, KV_HEADS, LENGTH, VOCABULARY, CONTEXT = 64, 96, 4, 2, 16, 264, 64
+Q, K = HEADS * LENGTH, KV_HEADS * LENGTH
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+ATTENTION: Shapes = {
+    "attn_q.weight": (Q, E),
+    "attn_k.weight": (K, E),
+    "attn_v.weight": (K, E),
+    "attn_output.weight": (E, Q),
+}
+ONE_QKV: Shapes = {"attn_qkv.weight": (Q + 2 * K, E), "attn_output.weight": (E, Q)}
+GATED: Shapes = {"ffn_gate.weight": (F, E), "ffn_up.weight": (F, E), "ffn_down.weight": (E, F)}
+ONE_GATE_UP: Shapes = {"ffn_up.weight": (2 * F, E), "ffn_down.weight": (E, F)}
+PLAIN: Shapes = {"ffn_up.weight": (F, E), "ffn_down.weight": (E, F)}
+NORMS: Shapes = {"attn_norm.weight": (E,), "ffn_norm.weight": (E,)}
+POST_NORMS: Shapes = {"post_attention_norm.weight": (E,), "post_ffw_norm.weight": (E,)}
+HEAD_NORMS: Shapes = {"attn_q_norm.weight": (LENGTH,), "attn_k_norm.weight": (LENGTH,)}
+OWN_HEAD_NORMS: Shapes = {"attn_q_norm.weight": (HEADS, LENGTH), "attn_k_norm.weight": (KV_HEADS, LENGTH)}
+ROW_NORMS: Shapes = {"attn_q_norm.weight": (Q,), "attn_k_norm.weight": (K,)}
+LLAMA: Shapes = {**NORMS, **ATTENTION, **GATED}
+
+
+def biased(shapes: Shapes, *names: str) -> Shapes:
+    """The shapes with a bias beside each weight, or beside those of these names."""
+    chosen = [name for name in shapes if not names or name.removesuffix(".weight") in names]
+    return {**shapes, **{name.replace(".weight", ".bias"): (shapes[name][0],) for name in chosen}}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """One model: tensors of every layer, of the model beside them, and metadata under the architecture's name.
+
+    ``top`` adds to (or, with None, takes from) embedding, output norm and output matrix.
+    """
+
+    architecture: str
+    layer: Shapes
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    top: Mapping[str, tuple[int, ...] | None] = field(default_factory=dict)
+    layers: int = 2
+    layer_norm: bool = False
+    kv_heads: int = KV_HEADS
+
+    def all_metadata(self) -> dict[str, Any]:
+        norm = "layer_norm_epsilon" if self.layer_norm else "layer_norm_rms_epsilon"
+        own: dict[str, Any] = {
+            "block_count": self.layers,
+            "context_length": CONTEXT,
+            "embedding_length": E,
+            "feed_forward_length": F,
+            "attention.head_count": HEADS,
+            "attention.head_count_kv": self.kv_heads,
+            f"attention.{norm}": 1e-5,
+            "rope.dimension_count": LENGTH,
+            "vocab_size": VOCABULARY,
+            **self.metadata,
+        }
+        return {
+            "general.architecture": self.architecture,
+            "general.name": "tiny",  # of some names llama.cpp expects certain tokens
+            **{f"{self.architecture}.{key}": value for key, value in own.items() if value is not None},
+            **bpe_vocabulary(VOCABULARY),
+        }
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name to NumPy shape."""
+        top: dict[str, tuple[int, ...] | None] = {
+            "token_embd.weight": (VOCABULARY, E),
+            "output_norm.weight": (E,),
+            **({"output_norm.bias": (E,)} if self.layer_norm else {}),
+            "output.weight": (VOCABULARY, E),
+            **self.top,
+        }
+        layers = {
+            f"blk.{layer}.{name}": shape for layer in range(self.layers) for name, shape in self.layer.items()
+        }
+        return {**{name: shape for name, shape in top.items() if shape is not None}, **layers}
+
+    def write(self, path: Path, name: str) -> Path:
+        """Write the model called ``name``: matrices N(0, 1/columns), norms about 1, biases and rest small."""
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        tensors = {}
+        for tensor, shape in self.shapes().items():
+            values = rng.standard_normal(shape, np.float32)
+            if tensor.startswith("rope_"):
+                values = 1 + np.abs(values)
+            elif "norm" in tensor and tensor.endswith(".weight"):
+                values = 1 + values * np.float32(0.2)
+            elif len(shape) == 1:
+                values = values * np.float32(0.2)
+            elif "embd" in tensor:
+                values = values * np.float32(0.25)
+            else:
+                values = values / np.float32(np.sqrt(shape[-1]))
+            tensors[tensor] = values
+        return write_gguf(path, self.all_metadata(), tensors)
+
+
+_GPT2 = biased({**NORMS, **ONE_QKV, **PLAIN})
+_TIED = {"output.weight": None}
+_GEMMA3 = {**LLAMA, **POST_NORMS, **HEAD_NORMS}
+_GRANITE = {
+    "logit_scale": 4.0,
+    "residual_scale": 0.3,
+    "embedding_scale": 6.0,
+    "attention.scale": 0.11,
+}
+_MULTI_QUERY = {**ONE_QKV, "attn_qkv.weight": (Q + 2 * LENGTH, E)}
+_COMMAND_R = {"attn_norm.weight": (E,), **ATTENTION, **GATED}
+_NO_BIAS = {"output_norm.bias": None}
+_ALIBI = {"rope.dimension_count": None}
+_LONG_ROPE = {"rope_factors_long.weight": (LENGTH // 2,), "rope_factors_short.weight": (LENGTH // 2,)}
+
+#: Name of a fixture to its model.
+TINY: Mapping[str, Tiny] = {
+    "bloom": Tiny(
+        "bloom",
+        biased({**NORMS, **{**ONE_QKV, "attn_qkv.weight": (3 * Q, E)}, **PLAIN}),
+        _ALIBI,
+        {**_TIED, "token_embd_norm.weight": (E,), "token_embd_norm.bias": (E,)},
+        layer_norm=True,
+        kv_heads=HEADS,
+    ),
+    "chatglm": Tiny(
+        "chatglm",
+        {**NORMS, **biased(ONE_QKV, "attn_qkv"), **ONE_GATE_UP},
+        {"rope.dimension_count": LENGTH // 2},
+    ),
+    "cohere2": Tiny(
+        "cohere2",
+        _COMMAND_R,
+        {"logit_scale": 0.25, "attention.sliding_window": 6},
+        {**_TIED, **_NO_BIAS},
+        layers=4,
+        layer_norm=True,
+    ),
+    "command-r": Tiny("command-r", _COMMAND_R, {"logit_scale": 0.25}, {**_TIED, **_NO_BIAS}, layer_norm=True),
+    "exaone": Tiny("exaone", LLAMA),
+    "falcon": Tiny(
+        "falcon",
+        {**biased({"attn_norm.weight": (E,)}), **_MULTI_QUERY, **PLAIN},
+        layer_norm=True,
+        kv_heads=1,
+    ),
+    "falcon-40b": Tiny(
+        "falcon",
+        {**biased({"attn_norm.weight": (E,), "attn_norm_2.weight": (E,)}), **ONE_QKV, **PLAIN},
+        layer_norm=True,
+    ),
+    "gemma": Tiny("gemma", LLAMA, {"attention.key_length": LENGTH, "attention.value_length": LENGTH}, _TIED),
+    "gemma2": Tiny(
+        "gemma2",
+        {**LLAMA, **POST_NORMS},
+        {
+            "attention.key_length": LENGTH,
+            "attention.value_length": LENGTH,
+            "attention.sliding_window": 6,
+            "attn_logit_softcapping": 1.5,
+            "final_logit_softcapping": 4.0,
+        },
+        _TIED,
+    ),
+    "gemma3": Tiny(
+        "gemma3",
+        _GEMMA3,
+        {
+            "attention.key_length": LENGTH,
+            "attention.value_length": LENGTH,
+            "attention.sliding_window": 6,
+            "rope.freq_base": 1e6,
+            "rope.scaling.type": "linear",
+            "rope.scaling.factor": 8.0,
+        },
+        _TIED,
+        layers=6,
+    ),
+    "glm4": Tiny(
+        "glm4",
+        {**NORMS, **POST_NORMS, **biased(ATTENTION, "attn_q", "attn_k", "attn_v"), **ONE_GATE_UP},
+        {"rope.dimension_count": LENGTH // 2},
+    ),
+    "gpt2": Tiny(
+        "gpt2",
+        biased({**NORMS, **{**ONE_QKV, "attn_qkv.weight": (3 * Q, E)}, **PLAIN}),
+        _ALIBI,
+        {**_TIED, "position_embd.weight": (CONTEXT, E)},
+        layer_norm=True,
+        kv_heads=HEADS,
+    ),
+    "gptneox": Tiny(
+        "gptneox",
+        biased({**NORMS, **{**ONE_QKV, "attn_qkv.weight": (3 * Q, E)}, **PLAIN}),
+        {"use_parallel_residual": True, "rope.dimension_count": LENGTH // 4},
+        layer_norm=True,
+        kv_heads=HEADS,
+    ),
+    "gptneox-sequential": Tiny(
+        "gptneox",
+        biased({**NORMS, **{**ONE_QKV, "attn_qkv.weight": (3 * Q, E)}, **PLAIN}),
+        {"use_parallel_residual": False, "rope.dimension_count": LENGTH // 4},
+        layer_norm=True,
+        kv_heads=HEADS,
+    ),
+    "granite": Tiny("granite", LLAMA, _GRANITE, _TIED),
+    "internlm2": Tiny("internlm2", LLAMA),
+    "llama": Tiny("llama", LLAMA),
+    "llama-3.2": Tiny(
+        "llama", LLAMA, {"rope.freq_base": 500000.0}, {**_TIED, "rope_freqs.weight": (LENGTH // 2,)}
+    ),
+    "mpt": Tiny(
+        "mpt",
+        {**NORMS, **{**ONE_QKV, "attn_qkv.weight": (3 * Q, E)}, **PLAIN},
+        {**_ALIBI, "attention.max_alibi_bias": 8.0, "attention.clamp_kqv": 0.7},
+        {**_TIED, **_NO_BIAS},
+        layer_norm=True,
+        kv_heads=HEADS,
+    ),
+    "nemotron": Tiny(
+        "nemotron",
+        {**biased(NORMS), **ATTENTION, **PLAIN},
+        {"rope.dimension_count": LENGTH // 2},
+        layer_norm=True,
+    ),
+    "olmo": Tiny(
+        "olmo",
+        {**ATTENTION, **GATED},
+        {"attention.clamp_kqv": 0.7},
+        {"output_norm.weight": None, **_NO_BIAS},
+        layer_norm=True,
+    ),
+    "olmo2": Tiny("olmo2", {**POST_NORMS, **ROW_NORMS, **ATTENTION, **GATED}),
+    "olmo3": Tiny(
+        "olmo2",
+        {**POST_NORMS, **ROW_NORMS, **ATTENTION, **GATED},
+        {
+            "attention.sliding_window": 6,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.original_context_length": CONTEXT // 4,
+        },
+        layers=4,
+    ),
+    "phi2": Tiny(
+        "phi2",
+        biased({"attn_norm.weight": (E,), **ONE_QKV, **PLAIN}),
+        {"rope.dimension_count": LENGTH // 2},
+        {"output.bias": (VOCABULARY,)},
+        layer_norm=True,
+    ),
+    "phi3": Tiny("phi3", {**NORMS, **ONE_QKV, **ONE_GATE_UP}),
+    "phi3-long": Tiny(
+        "phi3",
+        {**NORMS, **ONE_QKV, **ONE_GATE_UP},
+        {
+            "rope.scaling.original_context_length": CONTEXT // 4,
+            "rope.scaling.attn_factor": 1.2,
+            "rope.scaling.type": "longrope",
+        },
+        _LONG_ROPE,
+    ),
+    "qwen2": Tiny("qwen2", {**LLAMA, **biased(ATTENTION, "attn_q", "attn_k", "attn_v")}, {}, _TIED),
+    "qwen3": Tiny(
+        "qwen3",
+        {**LLAMA, **HEAD_NORMS},
+        {"attention.key_length": LENGTH, "attention.value_length": LENGTH},
+    ),
+    "smollm3": Tiny("smollm3", LLAMA, {}, _TIED, layers=4),
+    "stablelm": Tiny(
+        "stablelm",
+        {**biased(NORMS), **ATTENTION, **GATED},
+        {"rope.dimension_count": LENGTH // 4},
+        layer_norm=True,
+    ),
+    "stablelm-12b": Tiny(
+        "stablelm",
+        {**biased({"attn_norm.weight": (E,)}), **OWN_HEAD_NORMS, **ATTENTION, **GATED},
+        {"rope.dimension_count": LENGTH // 4},
+        layer_norm=True,
+    ),
+    "starcoder2": Tiny("starcoder2", biased({**NORMS, **ATTENTION, **PLAIN}), {}, _TIED, layer_norm=True),
+}
