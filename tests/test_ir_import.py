@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from forgec.errors import ForgeError, GGUFError, UnsupportedModelError
-from forgec.frontend.architectures import build_graph
+from forgec.frontend.architectures import ARCHITECTURES, build_graph
 from forgec.frontend.gguf import open_gguf
 from forgec.frontend.spec import read_spec
 from forgec.ir import ops
@@ -93,7 +93,7 @@ def test_executable_types(kind: str) -> None:
 def test_unknown_architecture(tmp_path) -> None:
     error = refused(tmp_path, UnsupportedModelError, TinyModel(), architecture="gptj")
     assert error.message == "architecture 'gptj' is not supported"
-    assert error.hint.startswith("Supported: llama")
+    assert error.hint == f"Supported: {', '.join(ARCHITECTURES)}."
 
 
 def test_type_without_kernels(tmp_path) -> None:

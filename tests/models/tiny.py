@@ -1,4 +1,4 @@
-"""The tiny random models, one or two of every architecture: metadata and tensor shapes as data, written as GGUF.
+"""The tiny random models, one or two of every architecture: metadata and tensor shapes as data, and a writer.
 
 Widths are shared, so that most kernels are; windows, caps and factors are small enough to matter within a
 few tokens. Weights come from a generator seeded by the name, so a model is the same wherever it is written.
@@ -49,7 +49,7 @@ def biased(shapes: Shapes, *names: str) -> Shapes:
 
 @dataclass(frozen=True)
 class Tiny:
-    """One model: tensors of every layer, of the model beside them, and metadata under the architecture's name.
+    """One model: tensors of a layer, tensors beside the layers, and metadata under the architecture's name.
 
     ``top`` adds to (or, with None, takes from) embedding, output norm and output matrix.
     """
@@ -150,12 +150,12 @@ TINY: Mapping[str, Tiny] = {
     "cohere2": Tiny(
         "cohere2",
         _COMMAND_R,
-        {"logit_scale": 0.25, "attention.sliding_window": 6},
+        {"logit_scale": 2.0, "attention.sliding_window": 6},
         {**_TIED, **_NO_BIAS},
         layers=4,
         layer_norm=True,
     ),
-    "command-r": Tiny("command-r", _COMMAND_R, {"logit_scale": 0.25}, {**_TIED, **_NO_BIAS}, layer_norm=True),
+    "command-r": Tiny("command-r", _COMMAND_R, {"logit_scale": 2.0}, {**_TIED, **_NO_BIAS}, layer_norm=True),
     "exaone": Tiny("exaone", LLAMA),
     "falcon": Tiny(
         "falcon",

@@ -57,8 +57,8 @@ class AttentionForm:
 class ModelBuilder:
     """A graph in the making: what belongs to no layer, and the ``layer`` builders.
 
-    ``norm``: the kind of the family's norms: "rms"; "layer", with "<name>.bias" where the file has it; "bare",
-    LayerNorm without any parameters.
+    ``norm``: the kind of the family's norms: "rms"; "layer", with "<name>.bias" where the file has it; or
+    "bare", LayerNorm without any parameters.
     Node names are deterministic ("embedding", "layer0.attn_norm", "output"); the value of a node with one
     output bears the node's name, a weight that of its tensor.
     """
