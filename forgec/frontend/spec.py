@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from forgec.errors import GGUFError
+from forgec.frontend.expert_spec import ExpertSpec, LatentSpec, read_experts, read_latent
 from forgec.frontend.gguf import GGUFFile
 from forgec.frontend.gguf_values import described
 from forgec.frontend.metadata import ModelKeys
@@ -71,6 +72,8 @@ class ModelSpec:
     rope_local_base: float | None = None
     rope_finetuned: bool | None = None
     parallel_residual: bool | None = None
+    experts: ExpertSpec | None = None
+    latent: LatentSpec | None = None
 
     def windowed(self, layer: int, period: int) -> bool:
         """Whether a layer has the sliding window, by the file's pattern, else all but every ``period``-th.
@@ -101,6 +104,8 @@ def read_spec(gguf: GGUFFile) -> ModelSpec:
             f"'{keys.key('attention.head_count_kv')}', {head_count_kv}"
         )
     key_length = _head_length(keys, "attention.key_length", embedding_length, head_count)
+    experts = read_experts(keys)
+    inner = None if experts is None else experts.feed_forward_length
     vocabulary = read_vocabulary_size(keys, embedding_length)
     return ModelSpec(
         architecture=keys.architecture,
@@ -110,7 +115,12 @@ def read_spec(gguf: GGUFFile) -> ModelSpec:
         context_length=context_length,
         embedding_length=embedding_length,
         block_count=block_count,
-        feed_forward_length=keys.layer_integer("feed_forward_length", MAX_FEED_FORWARD_LENGTH, block_count),
+        feed_forward_length=keys.layer_integer(
+            "feed_forward_length",
+            MAX_FEED_FORWARD_LENGTH,
+            block_count,
+            inner,
+        ),
         head_count=head_count,
         head_count_kv=head_count_kv,
         key_length=key_length,
@@ -133,6 +143,8 @@ def read_spec(gguf: GGUFFile) -> ModelSpec:
         rope_local_base=keys.optional_number("rope.freq_base_swa", 1.01, 1e15),
         rope_finetuned=keys.flag("rope.scaling.finetuned"),
         parallel_residual=keys.flag("use_parallel_residual"),
+        experts=experts,
+        latent=read_latent(keys),
     )
 
 

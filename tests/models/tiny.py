@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.gguf_files import bpe_vocabulary, write_gguf
+from tests.gguf_files import bpe_vocabulary, encode, write_gguf
 
 __all__ = ["TINY", "Tiny"]
 
@@ -47,11 +47,35 @@ def biased(shapes: Shapes, *names: str) -> Shapes:
     return {**shapes, **{name.replace(".weight", ".bias"): (shapes[name][0],) for name in chosen}}
 
 
+#: Experts of a layer, how many of them a token takes, and their length.
+EXPERTS, USED, INNER = 6, 2, 32
+
+
+def expert_shapes(inner: int) -> dict[str, tuple[int, ...]]:
+    """Router and stacks of experts with ``inner`` rows in gate and up."""
+    return {
+        "ffn_gate_inp.weight": (EXPERTS, E),
+        "ffn_gate_exps.weight": (EXPERTS, inner, E),
+        "ffn_up_exps.weight": (EXPERTS, inner, E),
+        "ffn_down_exps.weight": (EXPERTS, E, inner),
+    }
+
+
+def shared_shapes(inner: int) -> dict[str, tuple[int, ...]]:
+    """A shared expert."""
+    return {
+        "ffn_gate_shexp.weight": (inner, E),
+        "ffn_up_shexp.weight": (inner, E),
+        "ffn_down_shexp.weight": (E, inner),
+    }
+
+
 @dataclass(frozen=True)
 class Tiny:
     """One model: tensors of a layer, tensors beside the layers, and metadata under the architecture's name.
 
-    ``top`` adds to (or, with None, takes from) embedding, output norm and output matrix.
+    ``first`` are the tensors of layer 0 where it differs; ``types`` the types of tensors that are not F32, by
+    the end of the name. ``top`` adds to (or, with None, takes from) embedding, output norm and output matrix.
     """
 
     architecture: str
@@ -61,6 +85,8 @@ class Tiny:
     layers: int = 2
     layer_norm: bool = False
     kv_heads: int = KV_HEADS
+    first: Shapes | None = None
+    types: Mapping[str, str] = field(default_factory=dict)
 
     def all_metadata(self) -> dict[str, Any]:
         norm = "layer_norm_epsilon" if self.layer_norm else "layer_norm_rms_epsilon"
@@ -93,7 +119,9 @@ class Tiny:
             **self.top,
         }
         layers = {
-            f"blk.{layer}.{name}": shape for layer in range(self.layers) for name, shape in self.layer.items()
+            f"blk.{layer}.{name}": shape
+            for layer in range(self.layers)
+            for name, shape in (self.first if layer == 0 and self.first else self.layer).items()
         }
         return {**{name: shape for name, shape in top.items() if shape is not None}, **layers}
 
@@ -113,10 +141,13 @@ class Tiny:
                 values = values * np.float32(0.25)
             else:
                 values = values / np.float32(np.sqrt(shape[-1]))
-            tensors[tensor] = values
+            kind = next((kind for end, kind in self.types.items() if tensor.endswith(end)), "F32")
+            tensors[tensor] = encode(values, kind)
         return write_gguf(path, self.all_metadata(), tensors)
 
 
+_MIXTURE = {"expert_count": EXPERTS, "expert_used_count": USED}
+_HEADS = {"attention.key_length": LENGTH, "attention.value_length": LENGTH}
 _GPT2 = biased({**NORMS, **ONE_QKV, **PLAIN})
 _TIED = {"output.weight": None}
 _GEMMA3 = {**LLAMA, **POST_NORMS, **HEAD_NORMS}
@@ -223,11 +254,21 @@ TINY: Mapping[str, Tiny] = {
         kv_heads=HEADS,
     ),
     "granite": Tiny("granite", LLAMA, _GRANITE, _TIED),
+    "granitemoe": Tiny(
+        "granitemoe", {**NORMS, **ATTENTION, **expert_shapes(F)}, {**_GRANITE, **_MIXTURE}, _TIED
+    ),
+    "granitemoe-shared": Tiny(
+        "granitemoe",
+        {**NORMS, **ATTENTION, **expert_shapes(F), **shared_shapes(2 * INNER)},
+        {**_GRANITE, **_MIXTURE, "expert_shared_feed_forward_length": 2 * INNER},
+        _TIED,
+    ),
     "internlm2": Tiny("internlm2", LLAMA),
     "llama": Tiny("llama", LLAMA),
     "llama-3.2": Tiny(
         "llama", LLAMA, {"rope.freq_base": 500000.0}, {**_TIED, "rope_freqs.weight": (LENGTH // 2,)}
     ),
+    "mixtral": Tiny("llama", {**NORMS, **ATTENTION, **expert_shapes(F)}, _MIXTURE),
     "mpt": Tiny(
         "mpt",
         {**NORMS, **{**ONE_QKV, "attn_qkv.weight": (3 * Q, E)}, **PLAIN},
@@ -261,6 +302,18 @@ TINY: Mapping[str, Tiny] = {
         },
         layers=4,
     ),
+    "olmoe": Tiny(
+        "olmoe",
+        {
+            **NORMS,
+            **ATTENTION,
+            **dict.fromkeys(("attn_k.weight", "attn_v.weight"), (Q, E)),
+            **dict.fromkeys(ROW_NORMS, (Q,)),
+            **expert_shapes(F),
+        },
+        _MIXTURE,
+        kv_heads=HEADS,
+    ),
     "phi2": Tiny(
         "phi2",
         biased({"attn_norm.weight": (E,), **ONE_QKV, **PLAIN}),
@@ -280,10 +333,26 @@ TINY: Mapping[str, Tiny] = {
         _LONG_ROPE,
     ),
     "qwen2": Tiny("qwen2", {**LLAMA, **biased(ATTENTION, "attn_q", "attn_k", "attn_v")}, {}, _TIED),
+    "qwen2moe": Tiny(
+        "qwen2moe",
+        {
+            **NORMS,
+            **biased(ATTENTION, "attn_q", "attn_k", "attn_v"),
+            **expert_shapes(INNER),
+            **shared_shapes(F),
+            "ffn_gate_inp_shexp.weight": (E,),
+        },
+        {**_MIXTURE, "expert_feed_forward_length": INNER, "expert_shared_feed_forward_length": F},
+    ),
     "qwen3": Tiny(
         "qwen3",
         {**LLAMA, **HEAD_NORMS},
         {"attention.key_length": LENGTH, "attention.value_length": LENGTH},
+    ),
+    "qwen3moe": Tiny(
+        "qwen3moe",
+        {**NORMS, **ATTENTION, **HEAD_NORMS, **expert_shapes(INNER)},
+        {**_MIXTURE, **_HEADS, "expert_feed_forward_length": INNER},
     ),
     "smollm3": Tiny("smollm3", LLAMA, {}, _TIED, layers=4),
     "stablelm": Tiny(

@@ -158,6 +158,10 @@ class ModelBuilder:
         """A norm weight or bias of the file, f32; ``part`` (first, count) takes only these elements."""
         return self._weight(tensor, (length,), ("f32",), layer, part)
 
+    def stack(self, tensor: str, shape: tuple[int, ...], layer: int | None = None) -> Value:
+        """A tensor of one weight matrix for each expert or head, [count, rows, cols]."""
+        return self._weight(tensor, shape, EXECUTABLE_TYPES, layer)
+
     def table(self, tensor: str, shape: tuple[int, ...], layer: int | None = None) -> Value:
         """A tensor of any rank that is read as f32, whatever float type the file has."""
         return self._weight(tensor, shape, FLOATS, layer)
@@ -286,7 +290,8 @@ class LayerBuilder:
     def attention(self, x: Value, form: AttentionForm) -> Value:
         """Grouped-query attention over the cache: x f32[rows, E] -> f32[rows, E].
 
-        The projections are "attn_q", "attn_k" and "attn_v", or the rows of "attn_qkv" in this order.
+        The projections are "attn_q", "attn_k" and "attn_v", or the rows of "attn_qkv" in this order; sinks
+        are taken where the file has them.
         """
         spec = self.model.spec
         heads, kv_heads, length = spec.head_count, spec.head_count_kv, spec.key_length
@@ -313,7 +318,9 @@ class LayerBuilder:
         if form.softcap:
             scores = self.op("attn_softcap", ops.SoftCap(form.softcap), scores)
         scores = self.op("attn_mask", ops.Mask(causal=True, window=form.window, alibi=form.alibi), scores)
-        scores = self.op("attn_softmax", ops.Softmax(), scores)
+        sinks = f"blk.{self.layer}.attn_sinks.weight"
+        extra = (self.model.vector(sinks, heads, self.layer),) if self.model.has(sinks) else ()
+        scores = self.op("attn_softmax", ops.Softmax(sinks=bool(extra)), scores, *extra)
         mixed = self.op("attn_weighted_v", ops.WeightedV(heads, kv_heads, length), scores, v_cache)
         return self.linear("attn_output", mixed, spec.embedding_length)
 

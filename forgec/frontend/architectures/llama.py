@@ -3,12 +3,13 @@
 Llama 1 to 3.2, Mistral, SmolLM and 2, TinyLlama, Yi, all of which GGUF calls "llama"; Qwen 2 and 2.5 with
 biases on q, k and v; EXAONE 3 and InternLM 2; Phi 3 and 4 and ChatGLM, which have one matrix for q, k and v
 and one for gate and up. Biases are taken where the file has them. As in llama.cpp, a sliding window in the
-metadata of these is not applied. Source: llama.cpp,
+metadata of these is not applied. With experts it is Mixtral, of ``moe``. Source: llama.cpp,
 src/models/{llama,qwen2,exaone,internlm2,phi3,chatglm}.cpp.
 """
 
 from __future__ import annotations
 
+from forgec.frontend.architectures import moe
 from forgec.frontend.architectures.builders import AttentionForm, ModelBuilder, TensorTable
 from forgec.frontend.spec import ModelSpec
 from forgec.ir import ops
@@ -19,6 +20,8 @@ __all__ = ["build"]
 
 def build(gguf: TensorTable, spec: ModelSpec) -> Graph:
     """The graph of one step; raises as ``build_graph``."""
+    if spec.experts is not None:
+        return moe.mixtral(gguf, spec)
     model = ModelBuilder(gguf, spec)
     form = AttentionForm(spec.rope, scale=spec.attention_scale or None)
     x = model.embedding()
