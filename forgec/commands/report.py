@@ -197,7 +197,8 @@ def _valu_per_weight_byte(launch: Launch, listing: FunctionListing | None, targe
     """VALU issues per weight byte of a matvec's inner loop: the innermost loop with the most loaded bytes.
 
     Every lane of a wave runs the loop, so issues x lanes over bytes x lanes is issues over one lane's bytes.
-    The activations that a loop reads from global memory count as loaded too; from LDS they do not.
+    Bytes that the slices of a block share count once, by the mean of the kernel's matrices. The activations
+    and code tables that a loop reads from global memory count as loaded too; what it reads from LDS does not.
     """
     if listing is None or not isinstance(launch.kernel, MatvecParams):
         return None
@@ -205,7 +206,9 @@ def _valu_per_weight_byte(launch: Launch, listing: FunctionListing | None, targe
     if not inner:
         return None
     loop: Loop = max(inner, key=lambda candidate: candidate.mix.load_bytes)
-    return loop.mix.valu / loop.mix.load_bytes
+    segments = launch.kernel.segments
+    shares = [FORMATS[s.format].bytes_per_loaded_byte for s in segments for _ in range(s.rows)]
+    return loop.mix.valu / (loop.mix.load_bytes * sum(shares) / len(shares))
 
 
 def _print(program: Program, reports: tuple[KernelReport, ...], position: int) -> None:

@@ -1,6 +1,6 @@
 """Every quantisation format in every stage that reads weights, against float64 of its dequantised blocks.
 
-A kernel takes three formats at once, as a fused product of a mixed file does: compiling is what these tests cost.
+A kernel takes three formats at once, as a fused product of a mixed file does: compiling is what tests cost.
 """
 
 from __future__ import annotations
