@@ -16,7 +16,7 @@ from forgec.passes.choose_layout import ROWS8_TYPES
 from forgec.passes.dead_code import DeadCode
 from forgec.passes.manager import Pass, PassResult, run_passes
 from forgec.passes.pipeline import PIPELINE, optimise
-from forgec.plan.layouts import FORMATS, has_layout
+from forgec.plan.rows8 import PLANES
 from forgec.targets import get_target
 from forgec.targets.base import Target
 from tests.gguf_files import TinyModel
@@ -143,7 +143,7 @@ def test_layouts(tied: bool) -> None:
 
 
 def test_the_layouts_of_the_cpu_are_those_with_kernels() -> None:
-    assert set(ROWS8_TYPES) == {name for name in FORMATS if has_layout(name, "rows8")}
+    assert set(ROWS8_TYPES) == set(PLANES)
 
 
 def test_dead_code_goes_and_cache_updates_stay() -> None:

@@ -115,18 +115,17 @@ class _Bench:
         return counters, frozenset(made.values())
 
     def _weights(self, offset: int, launch: Launch) -> int:
-        """A new allocation with random contents for the plane at ``offset`` of weights.bin."""
-        tensor, size = self._program.planes[offset]
-        address = self._device.malloc(size)
+        """A new allocation with random contents for the tensor at ``offset`` of weights.bin."""
+        tensor = self._program.tensor_at[offset]
+        address = self._device.malloc(tensor.bytes)
         if not isinstance(launch.kernel, EmbeddingParams):  # one row of it is read; zeros will do
-            piece = self._piece(tensor, [at for at, _ in tensor.planes].index(offset))
-            self._device.write(address, np.resize(piece, size))
+            self._device.write(address, np.resize(self._piece(tensor), tensor.bytes))
         return address
 
-    def _piece(self, tensor: PackedTensor, plane: int) -> npt.NDArray[np.uint8]:
-        """The beginning of a tensor's plane: whole rows."""
+    def _piece(self, tensor: PackedTensor) -> npt.NDArray[np.uint8]:
+        """The beginning of a tensor: whole rows."""
         rows, kind = min(tensor.rows, _ROWS), tensor.format.upper()
         raw = random_rows(kind, rows, tensor.cols, tensor.cols**-0.5, self._rng).reshape(-1)
         if tensor.layout == "plain":
             return raw
-        return pack(raw, tensor.format, tensor.layout, rows, tensor.cols)[plane]
+        return pack(raw, tensor.format, tensor.layout, rows, tensor.cols)

@@ -13,7 +13,10 @@ from forgec.targets.base import Target
 __all__ = ["ROWS8_TYPES", "ChooseLayout"]
 
 #: Weight types that the CPU's own products read, eight rows interleaved; the others go row by row there too.
-ROWS8_TYPES = ("f32", "f16", "bf16", "q4_0", "q4_1", "q8_0")
+ROWS8_TYPES = (
+    *("f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"),
+    *("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs"),
+)
 #: Operations whose stages find one matrix of many by its number, and its rows one by one.
 STACKS = (Experts, HeadLinear, LatentQK)
 

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
+
+from forgec.plan import field_orders as orders
 
 __all__ = ["GROUP", "PLANES", "Plane", "group_offsets", "pack_groups"]
 
@@ -46,6 +49,11 @@ def cut(at: int, size: int, word: int) -> Plane:
     return Plane(size, word, lambda blocks: blocks[..., at : at + size])
 
 
+def tail_q3_k(blocks: Bytes) -> Bytes:
+    """Q3_K: the low nibbles of two scales, a byte a slice, their high bits, a nibble a slice, and d."""
+    return np.concatenate([orders.scales_q3_k(blocks)[..., 32:], blocks[..., 108:110]], -1)
+
+
 #: Planes by format, the quants first; ``templates/lib/cpu/formats/<name>`` reads them.
 PLANES: dict[str, tuple[Plane, ...]] = {
     "f32": (cut(0, 4, 4),),
@@ -53,7 +61,28 @@ PLANES: dict[str, tuple[Plane, ...]] = {
     "bf16": (cut(0, 2, 2),),
     "q4_0": (cut(2, 16, 4), cut(0, 2, 2)),
     "q4_1": (cut(4, 16, 4), cut(0, 4, 2)),
+    "q5_0": (cut(6, 16, 4), Plane(4, 4, partial(orders.bits_of_block, at=2)), cut(0, 2, 2)),
+    "q5_1": (cut(8, 16, 4), Plane(4, 4, partial(orders.bits_of_block, at=4)), cut(0, 4, 2)),
     "q8_0": (cut(2, 32, 4), cut(0, 2, 2)),
+    "q2_k": (Plane(64, 4, partial(orders.pair_slices, at=16)), cut(0, 16, 2), cut(80, 4, 2)),
+    "q3_k": (
+        Plane(64, 4, partial(orders.pair_slices, at=32)),
+        Plane(32, 4, partial(orders.bit_planes, at=0)),
+        Plane(14, 2, tail_q3_k),
+    ),
+    "q4_k": (Plane(128, 4, partial(orders.nibbles_of_runs, at=16, runs=1)), cut(0, 16, 2)),
+    "q5_k": (
+        Plane(128, 4, partial(orders.nibbles_of_runs, at=48, runs=1)),
+        Plane(32, 4, partial(orders.bit_planes, at=16)),
+        cut(0, 16, 2),
+    ),
+    "q6_k": (
+        Plane(128, 4, partial(orders.nibbles_of_runs, at=0, runs=2)),
+        Plane(64, 4, partial(orders.pair_slices, at=128)),
+        cut(192, 18, 2),
+    ),
+    "iq4_nl": (cut(2, 16, 4), cut(0, 2, 2)),
+    "iq4_xs": (cut(8, 128, 4), cut(0, 8, 2)),
 }
 
 

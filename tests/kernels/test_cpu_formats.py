@@ -1,0 +1,33 @@
+"""The CPU's own products in every format of the layout "rows8", against float64 of the dequantised blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from forgec.plan.layouts import FORMATS
+from forgec.plan.rows8 import PLANES
+from tests.kernels import test_cpu_matmul, test_cpu_matvec
+from tests.kernels.harness import OWN_CPU, SCALES, assert_close
+
+NEW = sorted(set(SCALES) & set(PLANES) & set(FORMATS))
+
+
+@pytest.mark.parametrize("device", OWN_CPU)
+@pytest.mark.parametrize("act", ["f32", "q8"])
+@pytest.mark.parametrize("format", NEW)
+def test_matvec(rng: np.random.Generator, format: str, act: str, device: str) -> None:
+    rows, cols = int(rng.integers(1, 40)), 256 * int(rng.integers(1, 5))
+    case = test_cpu_matvec.run_case(rng, [(format, rows)], cols, act=act, device=device)
+    assert_close(case.out["out"], case.exact[0], case.magnitude[0], case.cols)
+
+
+@pytest.mark.parametrize("device", OWN_CPU)
+@pytest.mark.parametrize("act", ["f32", "q8"])
+@pytest.mark.parametrize("format", NEW)
+def test_matmul(rng: np.random.Generator, format: str, act: str, device: str) -> None:
+    features, cols = int(rng.integers(1, 60)), 256 * int(rng.integers(1, 4))
+    out, exact, magnitude, cols = test_cpu_matmul.run_case(
+        rng, [(format, features)], device=device, act=act, cols=cols
+    )
+    assert_close(out, exact[0], magnitude[0], cols)
