@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "doctor": ("doctor", "Check compilers, drivers and caches on this machine."),
     "report": ("report", "Registers, occupancy, instruction mix and roofline time of every kernel."),
     "bench": ("bench", "Measure prompt and generation speed of a package."),
+    "tune": ("tune", "Find launch geometries by measurement on the device."),
     "synth": ("synth", "Write a GGUF file of a real model's shape with random weights."),
     "golden": ("golden", "Record and check greedy tokens and logits."),
 }

@@ -328,6 +328,10 @@ class Engine:
             marks.append((start, self._driver.timestamp()))
         return [self._driver.elapsed(start, stop) for start, stop in marks]
 
+    def packed(self, sequence: str) -> tuple[PackedLaunch, ...]:
+        """The launches of a sequence with their argument segments, to launch other kernels on them."""
+        return self._packed[sequence]
+
     def synchronize(self) -> None:
         """Wait until the device has done everything."""
         self._driver.synchronize()

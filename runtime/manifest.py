@@ -58,7 +58,7 @@ _TOP = {
 }  # fmt: skip
 _TOP_OPTIONAL = {"compiler", "traffic", "tensors"}
 _KERNEL = {"symbol", "file", "block", "args", "kernarg_bytes", "sha256"}
-_KERNEL_OPTIONAL = {"lds_bytes", "vgprs", "sgprs", "scratch_bytes", "spills"}
+_KERNEL_OPTIONAL = {"lds_bytes", "vgprs", "sgprs", "scratch_bytes", "spills", "params"}
 _MAX_BYTES = 1 << 48
 
 

@@ -66,7 +66,7 @@ def room(tmp_path: Path) -> Iterator[Path]:
     ("arguments", "code", "message", "hint"),
     [
         ("nonsense", 2, "no command 'nonsense'",
-         "commands: compile, run, inspect, graph, targets, doctor, report, bench, synth, golden"),
+         "commands: compile, run, inspect, graph, targets, doctor, report, bench, tune, synth, golden"),
         ("--nope", 2, "No such option '--nope'.", "'forgec --help' lists arguments and options"),
         ("compile", 2, "Missing argument 'MODEL'.", "'forgec compile --help' lists arguments and options"),
         ("compile @model", 2, "Missing option '--arch'.",

@@ -22,6 +22,7 @@ BESIDE = {
     "config": set[str](),
     "reference": {"frontend", "ir", "reference"},
     "golden": {"frontend", "golden"},
+    "tune": {"plan", "codegen", "toolchain", "package", "tune"},
     "synth": {"frontend", "synth"},
     "emulator": {"emulator", "toolchain"},
     "quantise": {"frontend", "quantise"},

@@ -6,12 +6,13 @@ Plain data goes in and out; the runtime validates every field again when it load
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import forgec
 from forgec.package.weights import CHUNK_BYTES, WeightsDigest
 from forgec.plan.program import STATE_FIELDS, Argument, Launch, PackedTensor, Program, Ref
-from forgec.plan.stages import StageParams
+from forgec.plan.stages import MatvecParams, StageParams
 from forgec.plan.traffic import launch_traffic, weight_bytes_per_token
 from forgec.toolchain import KernelInfo
 
@@ -108,7 +109,10 @@ def _kernel(
     kernel: StageParams, info: KernelInfo, program: Program, files: Mapping[str, str]
 ) -> dict[str, Any]:
     path = kernel_file(kernel.symbol, program)
+    # What "forgec tune" makes candidates from.
+    params = {"params": asdict(kernel)} if isinstance(kernel, MatvecParams) else {}
     return {
+        **params,
         "symbol": kernel.symbol,
         "file": path,
         "block": kernel.block,

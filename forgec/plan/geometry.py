@@ -5,9 +5,11 @@ Small pure functions over integers; the choices behind them are rows of ``plan.t
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from forgec.plan.layouts import slice_elements
 from forgec.plan.stages import MatmulParams, MatvecParams, Segment
-from forgec.plan.tuning import Tuning, grid_blocks
+from forgec.plan.tuning import Tuning, grid_blocks, lookup, shape_class
 from forgec.targets import Target
 
 __all__ = [
@@ -16,7 +18,9 @@ __all__ = [
     "lanes_per_row",
     "matmul_grid",
     "matvec_grid",
+    "matvec_tuning",
     "power_of_two_below",
+    "retuned",
 ]
 
 #: LDS that a tile of prefill attention may take: what every target gives a block without asking, in bytes.
@@ -75,11 +79,27 @@ def _attention_lds(queries: int, keys: int, head_length: int, kv_bytes: int) -> 
     return queries * quads * 16 + keys * quads * 4 * kv_bytes + queries * (keys // 4 + 1) * 16
 
 
-def matvec_grid(params: MatvecParams, target: Target) -> int:
+def matvec_tuning(segments: tuple[Segment, ...], cols: int, epilogue: str, target: Target) -> Tuning:
+    """The row of the table for a product of one row of activations."""
+    formats = "+".join(sorted({s.format for s in segments}))
+    return lookup("matvec", formats, target, shape_class(epilogue, sum(s.rows for s in segments), cols))
+
+
+def retuned(params: MatvecParams, tuning: Tuning, target: Target) -> MatvecParams:
+    """The same product with the geometry of another row of the table."""
+    return replace(
+        params,
+        block=tuning.block or target.block_size,
+        lanes_per_row=lanes_per_row(params.segments, params.cols, tuning, target),
+        rows_per_group=tuning.rows_per_group,
+    )
+
+
+def matvec_grid(params: MatvecParams, tuning: Tuning, target: Target) -> int:
     """Blocks of a matvec launch."""
     groups_per_block = max(1, params.block // params.lanes_per_row)
     groups = -(-params.out_rows // params.rows_per_group)
-    return grid_blocks(-(-groups // groups_per_block), target)
+    return grid_blocks(-(-groups // groups_per_block), target, tuning.blocks_per_unit)
 
 
 def matmul_grid(params: MatmulParams, chunk: int, target: Target) -> int:

@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from forgec.errors import VerifyError
 from forgec.ir import ops
 from forgec.ir.graph import Node
-from forgec.plan.geometry import attention_tile, lanes_per_key, lanes_per_row, matmul_grid, matvec_grid
+from forgec.plan.geometry import (
+    attention_tile,
+    lanes_per_key,
+    lanes_per_row,
+    matmul_grid,
+    matvec_grid,
+    matvec_tuning,
+)
 from forgec.plan.lowering import STATE, Arguments, Lowered, Lowering, Temp
 from forgec.plan.moe_rules import MOE_RULES
 from forgec.plan.program import Argument, Ref
@@ -201,9 +208,10 @@ def _normed(op: ops.FusedLinear) -> bool:
 def _matvec(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInputs) -> Iterator[Lowered]:
     segments = _segments(at, inputs)
     weight = at.tensors[inputs.weights[0]]
-    tuning = lookup("matvec", weight.format, at.target)
-    selected = _selected(at, inputs.x)
     normed = _normed(op)
+    epilogue = "store" if normed else EPILOGUES[type(op.epilogue)]
+    tuning = matvec_tuning(segments, weight.cols, epilogue, at.target)
+    selected = _selected(at, inputs.x)
     prologue, eps = _prologue(op)
     then, factor = _then(op)
     params = MatvecParams(
@@ -212,7 +220,7 @@ def _matvec(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInp
         segments=segments,
         layout=weight.layout,
         act=_act(at, node, op, segments),
-        epilogue="store" if normed else EPILOGUES[type(op.epilogue)],
+        epilogue=epilogue,
         bias=op.bias,
         then=then,
         factor=factor,
@@ -232,7 +240,7 @@ def _matvec(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInp
         *_weight_args(at, inputs),
         *((qkv,) if normed else _tail(at, node, inputs)),
     )
-    yield Lowered(params, matvec_grid(params, at.target), args, node.name)
+    yield Lowered(params, matvec_grid(params, tuning, at.target), args, node.name)
     if normed:
         yield _rope_kv(at, node, op, inputs, qkv)
 

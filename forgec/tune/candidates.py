@@ -1,0 +1,176 @@
+"""Candidate geometries of the matrix-vector kernels of a package, compiled into a folder.
+
+A package's manifest goes in; kernels and ``candidates.json`` come out, which hold everything that timing
+needs. Nothing here loads a device.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from forgec.codegen.render import render_stage
+from forgec.errors import PackageError
+from forgec.plan.geometry import matvec_grid, matvec_tuning, retuned
+from forgec.plan.stages import MatvecParams, RopeFields, Segment
+from forgec.plan.tuning import Tuning, shape_class
+from forgec.targets import Target, get_target
+from forgec.toolchain import Cache, Unit, compile_units
+
+__all__ = ["Candidate", "Group", "candidates_of", "groups_of", "prepare", "read_candidates"]
+
+FILE = "candidates.json"
+#: What is tried, besides what the table has: every combination that gives a kernel of its own.
+BLOCKS = (128, 256, 512, 1024)
+ROWS_PER_GROUP = (1, 2, 4)
+SLICES_PER_LANE = (1, 4)
+BLOCKS_PER_UNIT = (1, 2, 4, 8)
+CPU_ROWS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A geometry of one kernel: the row of the table that it would be, its symbol, file and launch."""
+
+    tuning: Tuning
+    symbol: str
+    file: str
+    block: int
+    grid: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """A kernel of the package and what could take its place; the first candidate is what the table has now.
+
+    ``kernel`` indexes the manifest's kernels, ``launches`` the launches of its decode sequence.
+    ``weight_bytes``: of all of them together.
+    """
+
+    kernel: int
+    launches: tuple[int, ...]
+    weight_bytes: int
+    candidates: tuple[Candidate, ...]
+
+
+def matvec_params(data: Mapping[str, Any]) -> MatvecParams:
+    """The parameters of a kernel as its manifest holds them. Raises PackageError."""
+    try:
+        values = dict(data)
+        values["segments"] = tuple(Segment(**segment) for segment in values["segments"])
+        if values["rope"] is not None:
+            values["rope"] = RopeFields(**values["rope"])
+        return MatvecParams(**values)
+    except (KeyError, TypeError) as error:
+        raise PackageError(
+            f"the package's kernels are described in another way ({error})",
+            "Compile the package again with this version of forgec.",
+        ) from error
+
+
+def candidates_of(params: MatvecParams, target: Target) -> Iterator[tuple[Tuning, MatvecParams, int]]:
+    """(row of the table, parameters, grid) of every geometry worth timing, the present one first."""
+    present = matvec_tuning(params.segments, params.cols, params.epilogue, target)
+    seen = set()
+    for row in (present, *_rows(params, target)):
+        tuned = retuned(params, row, target)
+        grid = matvec_grid(tuned, row, target)
+        # Some families do not use every number: what differs in nothing is one candidate.
+        key = (render_stage(tuned).replace(tuned.symbol, ""), grid)
+        if key not in seen:
+            seen.add(key)
+            yield row, tuned, grid
+
+
+def _rows(params: MatvecParams, target: Target) -> Iterator[Tuning]:
+    formats = "+".join(params.formats)
+    shape = shape_class(params.epilogue, params.rows, params.cols)
+    if target.wave == 1:
+        for rows in CPU_ROWS:
+            yield Tuning("matvec", formats, target.name, 1, rows, 1, shape=shape)
+        return
+    for block in BLOCKS:
+        if block > target.max_threads or block % target.wave:
+            continue
+        for rows in ROWS_PER_GROUP:
+            for slices in SLICES_PER_LANE:
+                for blocks in BLOCKS_PER_UNIT:
+                    if block * blocks <= 2 * target.max_threads:
+                        yield Tuning(
+                            "matvec", formats, target.name, block, rows, slices,
+                            shape=shape, blocks_per_unit=blocks,
+                        )  # fmt: skip
+
+
+def groups_of(manifest: Mapping[str, Any]) -> Iterator[tuple[int, MatvecParams, tuple[int, ...], int]]:
+    """(kernel, parameters, launches, weight bytes) of every matrix-vector kernel of the decode sequence."""
+    launches = manifest["sequences"]["decode"]
+    for index, kernel in enumerate(manifest["kernels"]):
+        mine = tuple(i for i, launch in enumerate(launches) if launch["kernel"] == index)
+        if mine and kernel.get("params") is not None:
+            size = sum(launches[i].get("weight_bytes", 0) for i in mine)
+            yield index, matvec_params(kernel["params"]), mine, size
+
+
+def prepare(
+    manifest: Mapping[str, Any],
+    folder: Path,
+    *,
+    toolchain: str = "auto",
+    cache: Cache | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Group, ...]:
+    """Compile the candidates of a package into ``folder``; raises PackageError when it has no such kernel."""
+    target = get_target(manifest["target"]["name"])
+    units: dict[str, Unit] = {}
+    groups = []
+    for kernel, params, launches, size in groups_of(manifest):
+        found = []
+        for row, tuned, grid in candidates_of(params, target):
+            units.setdefault(tuned.symbol, Unit(tuned.symbol, render_stage(tuned), (tuned.symbol,)))
+            file = tuned.symbol + target.code_suffix
+            found.append(Candidate(row, tuned.symbol, file, tuned.block, grid))
+        groups.append(Group(kernel, launches, size, tuple(found)))
+    if not groups:
+        raise PackageError(
+            "the package has no kernel that can be tuned", "Compile it again with --schedule graph."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    codes = compile_units(list(units.values()), target, toolchain=toolchain, cache=cache, progress=progress)
+    for code in codes:
+        _write(folder / (code.name + target.code_suffix), code.data)
+    text = json.dumps([asdict(group) for group in groups], indent=1) + "\n"
+    _write(folder / FILE, text.encode())
+    return tuple(groups)
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def read_candidates(folder: Path) -> tuple[Group, ...]:
+    """What ``prepare`` wrote. Raises PackageError."""
+    path = folder / FILE
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return tuple(
+            Group(
+                group["kernel"],
+                tuple(group["launches"]),
+                group["weight_bytes"],
+                tuple(
+                    Candidate(**{**entry, "tuning": Tuning(**entry["tuning"])})
+                    for entry in group["candidates"]
+                ),
+            )
+            for group in data
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PackageError(
+            f"'{folder}' holds no candidates: {error}", "Make them with 'forgec tune PACKAGE --prepare'."
+        ) from error
