@@ -48,7 +48,7 @@ def params(target: str, **changes: Any) -> MatvecParams:
     chip = get_target(target)
     given = MatvecParams(
         chip.family, chip.wave, chip.block_size, cols=2048, segments=(Segment("q4_0", 8192),) * 2,
-        layout="rows8" if chip.wave == 1 else "rows", act="q8", epilogue="swiglu", bias=False,
+        layout="rows8" if chip.wave == 1 else "rows", act="q8", epilogue="gated", then="silu", bias=False,
         prologue="rmsnorm", eps=1e-5, row_select=False, lanes_per_row=1, rows_per_group=1, **changes,
     )  # fmt: skip
     return retuned(given, matvec_tuning(given.segments, given.cols, given.epilogue, chip), chip)
@@ -64,7 +64,7 @@ def test_candidates_are_legal_and_differ(target: str) -> None:
         assert tuned.block % chip.wave == 0 and tuned.block <= chip.max_threads
         assert 1 <= grid <= chip.compute_units * row.blocks_per_unit
         assert tuned == retuned(present, row, chip)
-        assert row.shape in ("*", "swiglu_16384x2048")
+        assert row.shape in ("*", "gated_16384x2048")
     assert {tuned.args for _, tuned, _ in found} == {present.args}
 
 

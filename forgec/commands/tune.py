@@ -27,7 +27,7 @@ __all__ = ["command"]
 @click.option("--candidates", type=click.Path(path_type=Path), metavar="D",
               help="Time what --prepare compiled into D; needs no compiler.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path),
-              help="Table to write; without it the one that this forgec compiles with.")  # fmt: skip
+              help="Table to write; without it the one that compilations read.")  # fmt: skip
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Repetitions.")
 @click.option("--device", help="Device, as for the package.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")

@@ -59,7 +59,7 @@ class Group:
 def matvec_params(data: Mapping[str, Any]) -> MatvecParams:
     """The parameters of a kernel as its manifest holds them. Raises PackageError."""
     try:
-        values = dict(data)
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
         values["segments"] = tuple(Segment(**segment) for segment in values["segments"])
         if values["rope"] is not None:
             values["rope"] = RopeFields(**values["rope"])
