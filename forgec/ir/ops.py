@@ -469,7 +469,7 @@ class QKNorm:
 
 @dataclass(frozen=True)
 class RopeKV(Epilogue):
-    """Outputs: q = Rope(norm(y_0)), and the caches with k = Rope(norm(y_1)) and v = y_2 appended.
+    """Outputs: q = Rope(norm(z_0)), and the caches with k = Rope(norm(z_1)), v = z_2 appended; z = then(y).
 
     Three segments: q of heads*head_length rows, k of kv_heads*head_length, v of kv_heads*value_length.
     Fields as in Rope and KVAppend; ``dims`` 0 rotates nothing and has no table, ``norm`` is None where q and
@@ -483,6 +483,7 @@ class RopeKV(Epilogue):
     interleaved: bool
     value_length: int = 0
     norm: QKNorm | None = None
+    then: Pointwise | None = None
 
     @property
     def v_length(self) -> int:

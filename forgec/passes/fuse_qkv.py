@@ -8,6 +8,7 @@ from typing import cast
 
 from forgec.ir.ops import (
     Attention,
+    Clamp,
     FusedLinear,
     HeadNorm,
     KVAppend,
@@ -34,7 +35,8 @@ def _qkv(match: Match) -> FusedLinear:
     if "q_rope" in match.nodes:
         rope = cast(Rope, match.op("q_rope"))
         dims, interleaved = rope.dims, rope.interleaved
-    epilogue = RopeKV(heads, kv_heads, length, dims, interleaved, append.value_length, _norm(match))
+    clamp = cast(Clamp, match.op("q_clamp")) if "q_clamp" in match.nodes else None
+    epilogue = RopeKV(heads, kv_heads, length, dims, interleaved, append.value_length, _norm(match), clamp)
     return FusedLinear(NoPrologue(), epilogue, segments=3, bias=match.has(_BIASES[0]))
 
 
@@ -63,6 +65,8 @@ def _alike(match: Match) -> bool:
         return False
     if "attention" in match.nodes and cast(Attention, match.op("attention")).heads != heads:
         return False
+    if "q_clamp" in match.nodes and len({match.op(f"{which}_clamp") for which in "qkv"}) != 1:
+        return False
     return _norms_alike(match, heads, kv_heads) and _ropes_alike(match, (heads, kv_heads), length)
 
 
@@ -88,20 +92,17 @@ def _ropes_alike(match: Match, heads: tuple[int, int], length: int) -> bool:
     return alike and (q.heads, k.heads) == heads and q.head_length == length
 
 
-def _row(norm: type[Op] | None, rotated: bool) -> Fusion:
-    """The pattern with or without norms and rotations between the projections of q and k and what reads them.
+def _row(clamped: bool, norm: type[Op] | None, rotated: bool) -> Fusion:
+    """The pattern with or without clamps, norms and rotations between the projections and what reads them.
 
     An unrotated q is known by the attention that reads it beside the caches, which is not fused here.
     """
-    last = "_rope" if rotated else "_norm" if norm else ""
-    steps = [
-        Step("append", KVAppend, (f"k{last}", "v", "k_cache", "v_cache"), ("k_cache'", "v_cache'")),
-        *_chain("k", norm, rotated)[::-1],
-        Step("v", Linear, ("x", "v_weight", "?v_bias")),
-        *_chain("q", norm, rotated),
-    ]
+    q, k = _chain("q", clamped, norm, rotated), _chain("k", clamped, norm, rotated)
+    v = _chain("v", clamped, None, rotated=False)
+    appended = (k[-1].label, v[-1].label, "k_cache", "v_cache")
+    steps = [Step("append", KVAppend, appended, ("k_cache'", "v_cache'")), *k[::-1], *v[::-1], *q]
     if not rotated:
-        reader = (f"q{last}", "k_cache'", "v_cache'", "?sinks")
+        reader = (q[-1].label, "k_cache'", "v_cache'", "?sinks")
         steps.append(Step("attention", Attention, reader, keep=True))
     norms = _NORMS if norm else ()
     table = ("rope_table",) if rotated else ()
@@ -109,18 +110,20 @@ def _row(norm: type[Op] | None, rotated: bool) -> Fusion:
     return Fusion(
         pattern=tuple(steps),
         inputs=(*weights, *norms, *table, "k_cache", "v_cache"),
-        results=(f"q{last}", "k_cache'", "v_cache'"),
+        results=(q[-1].label, "k_cache'", "v_cache'"),
         op=_qkv,
         guard=_alike,
         node="attn_qkv",
     )
 
 
-def _chain(which: str, norm: type[Op] | None, rotated: bool) -> list[Step]:
-    """Projection, norm and rotation of q or k, in this order."""
+def _chain(which: str, clamped: bool, norm: type[Op] | None, rotated: bool) -> list[Step]:
+    """Projection, clamp, norm and rotation of q, k or v, in this order."""
     steps = [Step(which, Linear, ("x", f"{which}_weight", f"?{which}_bias"))]
+    if clamped:
+        steps.append(Step(f"{which}_clamp", Clamp, (which,)))
     if norm:
-        steps.append(Step(f"{which}_norm", norm, (which, f"{which}_norm_weight")))
+        steps.append(Step(f"{which}_norm", norm, (steps[-1].label, f"{which}_norm_weight")))
     if rotated:
         steps.append(Step(f"{which}_rope", Rope, (steps[-1].label, "rope_table")))
     return steps
@@ -132,9 +135,9 @@ class FuseQKV(FusionPass):
 
     before::
 
-        x -> Linear [-> norm] [-> Rope] -> q
-        x -> Linear [-> norm] [-> Rope] -> KVAppend -> k_cache', v_cache'
-        x -> Linear -----------------------^   (k_cache, v_cache)
+        x -> Linear [-> Clamp] [-> norm] [-> Rope] -> q
+        x -> Linear [-> Clamp] [-> norm] [-> Rope] -> KVAppend -> k_cache', v_cache'
+        x -> Linear [-> Clamp] ------------------------^   (k_cache, v_cache)
 
     after::
 
@@ -146,5 +149,6 @@ class FuseQKV(FusionPass):
 
     name: str = "fuse-qkv"
     table: tuple[Fusion, ...] = tuple(
-        _row(norm, rotated) for norm, rotated in product((None, HeadNorm, RMSNorm), (True, False))
+        _row(clamped, norm, rotated)
+        for clamped, norm, rotated in product((False, True), (None, HeadNorm, RMSNorm), (True, False))
     )

@@ -180,7 +180,7 @@ EPILOGUES: Mapping[type[ops.Epilogue], str] = {
 def _then(op: ops.FusedLinear) -> tuple[str, float]:
     """The function that an epilogue applies, "" for none, and its parameter."""
     match op.epilogue:
-        case ops.Gated(function) | ops.Store(function) | ops.Residual(function):
+        case ops.Gated(function) | ops.Store(function) | ops.Residual(function) | ops.RopeKV(then=function):
             return ("", 0.0) if function is None else pointwise(function)
     return "", 0.0
 

@@ -257,6 +257,8 @@ def _epilogue(
     epilogue: ops.Epilogue, products: list[Array], roles: dict[str, Array], step: Step
 ) -> tuple[Array, ...]:
     if isinstance(epilogue, ops.RopeKV):
+        if epilogue.then is not None:
+            products = [evaluate(epilogue.then, (y,), step)[0] for y in products]
         return _rope_kv(epilogue, products, roles, step)
     if isinstance(epilogue, ops.Gated):
         (gate,) = evaluate(epilogue.activation, (products[0],), step)

@@ -7,6 +7,7 @@ import pytest
 
 from forgec.plan.stages import ElementwiseParams, KVAppendParams, MaskParams, ScaleParams
 from tests.kernels.harness import EVERY_DEVICE, State, assert_close, common, run_stage
+from tests.kernels.test_matvec import FACTOR, applied
 
 on_devices = pytest.mark.parametrize("device", EVERY_DEVICE)
 
@@ -113,6 +114,16 @@ class TestElementwise:
         exact = a.astype(np.float64)
         expected = exact / (1 + np.exp(-exact))
         assert_close(self.run("silu", 2, device, a), expected, np.abs(expected) * (1 + np.abs(exact)), 4)
+
+    @on_devices
+    @pytest.mark.parametrize("op", ["gelu", "squared_relu", "softcap", "clamp"])
+    def test_functions(self, rng: np.random.Generator, op: str, device: str) -> None:
+        a = (rng.standard_normal((2, 401)) * 4).astype(np.float32)
+        a[0, :5] = [-1e4, -200, 0, 200, 1e4]
+        expected, slope = applied(op, a.astype(np.float64))
+        y = self.run(op, 2, device, a, factor=FACTOR)
+        # A rounding of the exponent of 2 counts as often as the exponent is large.
+        assert_close(y, expected, slope * np.abs(a) + np.abs(expected) * (1 + np.abs(a)) + FACTOR, 4)
 
     @on_devices
     def test_silu_of_extreme_values(self, device: str) -> None:

@@ -15,6 +15,7 @@ from tests.kernels.harness import (
     quantise_q8,
     run_stage,
 )
+from tests.kernels.test_matvec import FACTOR, applied
 
 FORMATS = ["q4_0", "q4_1", "q8_0", "f16", "bf16", "f32"]
 KINDS = [(f, "f32") for f in FORMATS] + [(f, "q8") for f in FORMATS[:3]]
@@ -32,6 +33,7 @@ def run_case(
     cols: int | None = None,
     layout: str = "rows",
     tile_rows: int = 8,
+    then: str = "",
 ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray], int]:
     """(out, exact products, sums of |terms|, columns) for a random number of rows.
 
@@ -53,7 +55,8 @@ def run_case(
         bias,
         tile_rows,
         tile_cols,
-        then="silu" if epilogue == "gated" else "",
+        then=then or ("silu" if epilogue == "gated" else ""),
+        factor=FACTOR,
     )
     x = rng.standard_normal((rows, cols)).astype(np.float32)
     x[rows // 2, : cols // 3] = 0
@@ -129,6 +132,18 @@ def test_swiglu(rng: np.random.Generator, formats: tuple[str, str], act: str, de
     expected = gate / (1 + np.exp(-gate)) * up
     magnitude = 1.1 * gate_terms * np.abs(up) + up_terms * np.abs(gate) + np.abs(expected)
     assert_close(out, expected, magnitude, cols)
+
+
+@pytest.mark.parametrize("device", [*EVERY_DEVICE, "cpu-own"])
+@pytest.mark.parametrize("then", ["gelu", "squared_relu", "clamp"])
+def test_a_function_of_the_product(rng: np.random.Generator, then: str, device: str) -> None:
+    features = int(rng.integers(1, 100))
+    layout = "rows8" if device == "cpu-own" else "rows"
+    out, (exact,), (terms,), cols = run_case(
+        rng, [("q4_1", features)], device=device, act="f32", bias=True, then=then, layout=layout
+    )
+    expected, slope = applied(then, exact)
+    assert_close(out, expected, slope * terms + np.abs(expected), cols)
 
 
 def test_columns_that_end_within_a_tile(rng: np.random.Generator) -> None:

@@ -27,6 +27,25 @@ class Case:
     cols: int
 
 
+#: The parameter of every function that has one.
+FACTOR = 1.5
+
+
+def applied(then: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A function of one element in float64, and a bound of its derivative."""
+    if then == "gelu":
+        y = x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2
+        return y, np.full_like(x, 1.2)
+    if then == "squared_relu":
+        return np.maximum(x, 0) ** 2, 2 * np.abs(x) + 1e-3
+    if then == "softcap":
+        return FACTOR * np.tanh(x / FACTOR), np.ones_like(x)
+    if then == "clamp":
+        return np.clip(x, -FACTOR, FACTOR), np.ones_like(x)
+    assert then == "scale"
+    return FACTOR * x, np.full_like(x, FACTOR)
+
+
 def cols_for(rng: np.random.Generator, low: int = 1, high: int = 23) -> int:
     return 32 * int(rng.integers(low, high))
 
@@ -49,6 +68,7 @@ def run_case(
     state: State | None = None,
     block: int | None = None,
     layout: str = "rows",
+    then: str = "",
 ) -> Case:
     """Run the stage on fresh random numbers; the CPU's own template reads the layout "rows8"."""
     family, wave, threads = common(device, block)
@@ -68,7 +88,8 @@ def run_case(
         lanes_per_row=min(lanes, wave),
         rows_per_group=rows_per_group,
         rope=rope,
-        then="silu" if epilogue == "gated" else "",
+        then=then or ("silu" if epilogue == "gated" else ""),
+        factor=FACTOR,
     )
     state = state or State(row=int(rng.integers(0, 3)))
     x = rng.standard_normal((3, cols)).astype(np.float32) * np.float32(rng.uniform(0.2, 3.0))
@@ -181,6 +202,31 @@ def test_swiglu(rng: np.random.Generator, formats: tuple[str, str], act: str, de
     # d silu <= 1.1: the errors of both factors, each weighted with the other.
     magnitude = 1.1 * case.magnitude[0] * np.abs(up) + case.magnitude[1] * np.abs(gate) + np.abs(expected)
     assert_close(case.out["out"], expected, magnitude, case.cols)
+
+
+@pytest.mark.parametrize("device", [*EVERY_DEVICE, "cpu-own"])
+@pytest.mark.parametrize("then", ["gelu", "squared_relu", "softcap", "scale"])
+def test_a_function_of_the_product(rng: np.random.Generator, then: str, device: str) -> None:
+    """Stored after a norm with all parameters, or added to a residual."""
+    rows = int(rng.integers(1, 90))
+    stored = then in ("gelu", "softcap")
+    residual = rng.standard_normal(rows).astype(np.float32)
+    case = run_case(
+        rng,
+        [("q4_1", rows)],
+        cols_for(rng),
+        prologue="layernorm" if stored else "none",
+        epilogue="store" if stored else "residual",
+        bias=True,
+        extra={} if stored else {"residual": residual, "out": np.full(rows, np.nan, np.float32)},
+        device=device,
+        layout="rows8" if device == "cpu-own" else "rows",
+        then=then,
+    )
+    expected, slope = applied(then, case.exact[0])
+    before = 0.0 if stored else residual
+    magnitude = slope * case.magnitude[0] + np.abs(expected) + np.abs(before) + FACTOR
+    assert_close(case.out["out"], expected + before, magnitude, case.cols)
 
 
 @pytest.mark.parametrize("device", EVERY_DEVICE)

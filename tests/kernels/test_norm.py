@@ -1,4 +1,4 @@
-"""RMSNorm and int8 quantisation of prompt rows."""
+"""RMSNorm, LayerNorm and int8 quantisation of prompt rows."""
 
 from __future__ import annotations
 
@@ -44,6 +44,61 @@ def test_norm_f32(rng: np.random.Generator, device: str) -> None:
     expected = x / np.sqrt((x.astype(np.float64) ** 2).mean(1, keepdims=True) + EPS) * weight
     assert_close(result["y"][: len(x)], expected, np.abs(expected), 4)
     assert np.isnan(result["y"][len(x) :]).all(), "a row beyond state.rows was written"
+
+
+def exact_norm(x: np.ndarray, centred: bool) -> np.ndarray:
+    x = x.astype(np.float64)
+    x = x - x.mean(-1, keepdims=True) if centred else x
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + EPS)
+
+
+@pytest.mark.parametrize("device", [*EVERY_DEVICE, "cpu-own"])
+@pytest.mark.parametrize(("weight", "bias"), [(False, False), (True, False), (True, True)])
+def test_layer_norm(rng: np.random.Generator, weight: bool, bias: bool, device: str) -> None:
+    x = rows_of_x(rng) + np.float32(rng.uniform(-5, 5))
+    parameters = rng.uniform(-2, 2, (2, x.shape[1])).astype(np.float32)
+    params = NormParams(*common(device), x.shape[1], EPS, "f32", centred=True, weight=weight, bias=bias)
+    arrays = {"x": x, "y": np.full_like(x, np.nan)}
+    arrays.update({"weight": parameters[0]} if weight else {})
+    arrays.update({"bias": parameters[1]} if bias else {})
+    y = run_stage(params, arrays, state=State(rows=len(x)), device=device)["y"]
+    normed = exact_norm(x, centred=True)
+    expected = normed * (parameters[0] if weight else 1.0) + (parameters[1] if bias else 0.0)
+    # What the mean rounds is large where a row's mean is large beside its deviation.
+    deviation = np.sqrt(x.astype(np.float64).var(-1, keepdims=True) + EPS)
+    magnitude = np.abs(normed) + np.abs(x).max(-1, keepdims=True) / deviation
+    assert_close(y, expected, 2 * magnitude + np.abs(expected), x.shape[1])
+
+
+@pytest.mark.parametrize("device", [*EVERY_DEVICE, "cpu-own"])
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("own_weights", [False, True])
+def test_norm_of_heads(rng: np.random.Generator, own_weights: bool, centred: bool, device: str) -> None:
+    """Any head length that is a multiple of four; a weight for all heads or for each."""
+    rows, heads, length = int(rng.integers(1, 6)), int(rng.integers(1, 6)), 4 * int(rng.integers(1, 20))
+    x = rng.standard_normal((rows, heads, length)).astype(np.float32)
+    weight = rng.uniform(-2, 2, (heads, length) if own_weights else (length,)).astype(np.float32)
+    params = NormParams(
+        *common(device), length, EPS, "f32", centred=centred, groups=heads, own_weights=own_weights
+    )
+    arrays = {"x": x, "weight": weight, "y": np.full_like(x, np.nan)}
+    y = run_stage(params, arrays, state=State(rows=rows), device=device)["y"]
+    expected = exact_norm(x, centred) * weight
+    assert_close(y, expected, np.abs(expected) + 2 * np.abs(weight) * np.abs(x).max(), length)
+
+
+@pytest.mark.parametrize("device", [*EVERY_DEVICE, "cpu-own"])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_norm_added_to_a_residual(rng: np.random.Generator, in_place: bool, device: str) -> None:
+    x = rows_of_x(rng)
+    weight = rng.uniform(-2, 2, x.shape[1]).astype(np.float32)
+    residual = rng.standard_normal(x.shape).astype(np.float32)
+    y = residual if in_place else np.full_like(x, np.nan)
+    params = NormParams(*common(device), x.shape[1], EPS, "f32", residual=True)
+    arrays = {"residual": residual, "x": x, "weight": weight, "y": y}
+    y = run_stage(params, arrays, state=State(rows=len(x)), device=device)["y"]
+    normed = exact_norm(x, centred=False) * weight
+    assert_close(y, residual + normed, np.abs(residual) + np.abs(normed), 4)
 
 
 @pytest.mark.parametrize("device", [*EVERY_DEVICE, *OWN_CPU])
