@@ -179,6 +179,37 @@ def test_silu_of_extremes() -> None:
     np.testing.assert_allclose(found, [0.0, -1 / (1 + e), 0.0, e / (1 + e), 1e4], rtol=1e-15, atol=0)
 
 
+def test_gelu_and_squared_relu() -> None:
+    x = np.array([-1e3, -1.0, 0.0, 0.5, 1e3])
+    # The tanh form is within 3e-4 of x times the normal distribution's probability.
+    exact = [value * (1 + math.erf(value / math.sqrt(2))) / 2 for value in x]
+    np.testing.assert_allclose(one(ops.GELU(), x), exact, rtol=0, atol=3e-4)
+    np.testing.assert_array_equal(one(ops.SquaredReLU(), x), [0, 0, 0, 0.25, 1e6])
+    np.testing.assert_array_equal(one(ops.Clamp(0.75), x), [-0.75, -0.75, 0, 0.5, 0.75])
+
+
+def test_layer_norm_and_norm_of_heads(rng: np.random.Generator) -> None:
+    x, weight, bias = rng.standard_normal((3, 6)), rng.standard_normal(6), rng.standard_normal(6)
+    deviation = np.sqrt(x.var(axis=1) + 1e-3)[:, None]
+    expected = (x - x.mean(axis=1)[:, None]) / deviation
+    np.testing.assert_allclose(one(ops.LayerNorm(1e-3, False, False), x), expected, **CLOSE)
+    np.testing.assert_allclose(
+        one(ops.LayerNorm(1e-3, True, True), x, weight, bias), expected * weight + bias, **CLOSE
+    )
+    own = rng.standard_normal((2, 3))
+    halves = [one(ops.RMSNorm(1e-3), x[:, i : i + 3], own[i // 3]) for i in (0, 3)]
+    found = one(ops.HeadNorm(2, 1e-3, centred=False), x, own)
+    np.testing.assert_allclose(found, np.concatenate(halves, axis=1), **CLOSE)
+    added = one(ops.NormAdd(ops.RMSNorm(1e-3)), bias + x, x, weight)
+    np.testing.assert_allclose(added, bias + x + one(ops.RMSNorm(1e-3), x, weight), **CLOSE)
+
+
+def test_learned_positions_follow_the_step(rng: np.random.Generator) -> None:
+    table, positions = rng.standard_normal((5, 3)), rng.standard_normal((8, 3))
+    found = one(ops.Embedding(2.0), np.array([4, 0]), table, positions, step=Step(position=3))
+    np.testing.assert_allclose(found, 2 * table[[4, 0]] + positions[3:5], **CLOSE)
+
+
 def test_elementwise_and_select(rng: np.random.Generator) -> None:
     a, b = rng.standard_normal((2, 4, 3))
     np.testing.assert_array_equal(one(ops.Add(), a, b), a + b)
