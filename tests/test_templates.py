@@ -16,6 +16,7 @@ from forgec.plan.layouts import FORMATS
 from forgec.plan.stages import EmbeddingParams, StageParams
 from forgec.targets import get_target
 from forgec.toolchain import CodeObject, ExpectedKernel, Unit, check_inspection, compile_units
+from tests.format_examples import format_examples
 from tests.kernels.harness import source_of
 from tests.stage_examples import examples, linear_examples
 
@@ -45,19 +46,32 @@ def of_stage(target_name: str, *names: str) -> list[CodeObject]:
     return found
 
 
+def check_planned(params: StageParams, code: CodeObject, target_name: str) -> None:
+    """What the compiler made is what the plan asks for, without a warning."""
+    expected = ExpectedKernel(
+        params.symbol,
+        params.wave,
+        tuple((a.name, offset, a.size, a.is_pointer) for a, offset in params.unpack),
+        threads=params.block if params.wave > 1 else None,
+        lds_limit=LDS_LIMIT,
+    )
+    check_inspection(code.kernel(params.symbol), expected)
+    assert not code.log, f"{params.symbol} for {target_name} compiles with warnings:\n{code.log}"
+
+
 @pytest.mark.parametrize("target_name", TARGETS)
 def test_compiles_as_planned(target_name: str) -> None:
-    target = get_target(target_name)
     for params, code in compiled(target_name):
-        expected = ExpectedKernel(
-            params.symbol,
-            params.wave,
-            tuple((a.name, offset, a.size, a.is_pointer) for a, offset in params.unpack),
-            threads=params.block if params.wave > 1 else None,
-            lds_limit=LDS_LIMIT,
-        )
-        check_inspection(code.kernel(params.symbol), expected)
-        assert not code.log, f"{params.symbol} for {target.name} compiles with warnings:\n{code.log}"
+        check_planned(params, code, target_name)
+
+
+@pytest.mark.parametrize("target_name", ["gfx1201", "gfx1030", "sm_90"])
+def test_every_weight_format_compiles(target_name: str) -> None:
+    """On targets that are run there is more: tests/kernels/test_formats.py."""
+    params = format_examples(target_name)
+    units = [Unit(p.symbol, source_of(p), (p.symbol,)) for p in params]
+    for p, code in zip(params, compile_units(units, get_target(target_name)), strict=True):
+        check_planned(p, code, target_name)
 
 
 def interleaved(params: list[StageParams]) -> list[StageParams]:
