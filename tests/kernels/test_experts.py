@@ -130,19 +130,22 @@ def test_first_products_of_a_token(rng: np.random.Generator, case: str, device: 
     assert_close(out["shares"][-1:], np.array([open_]), np.abs(row).sum(), cols)
 
 
+#: Format, format of the shared expert, activations, biases, and what lengths are multiples of.
 DOWN = {
-    "f32-shared": ("q4_1", "f16", "f32", False),
-    "q8-shared": ("q8_0", "q4_0", "q8", False),
-    "bias": ("bf16", "", "f32", True),
+    "f32-shared": ("q4_1", "f16", "f32", False, 32),
+    "q8-shared": ("q8_0", "q4_0", "q8", False, 32),
+    "bias": ("bf16", "", "f32", True, 32),
+    "super-blocks": ("q4_k", "q6_k", "f32", False, 256),
+    "codebooks-q8": ("mxfp4", "iq2_xs", "q8", False, 256),
 }
 
 
 @pytest.mark.parametrize("device", EVERY_DEVICE)
 @pytest.mark.parametrize("case", DOWN)
 def test_second_products_of_a_token(rng: np.random.Generator, case: str, device: str) -> None:
-    format, shared, act, bias = DOWN[case]
+    format, shared, act, bias, step = DOWN[case]
     experts, used, rows = 6, int(rng.integers(1, 4)), int(rng.integers(5, 60))
-    inner, shared_inner = 32 * int(rng.integers(1, 4)), 32 * int(rng.integers(1, 4)) if shared else 0
+    inner, shared_inner = step * int(rng.integers(1, 4)), step * int(rng.integers(1, 4)) if shared else 0
     params = ExpertDownParams(
         *common(device),
         experts,
@@ -203,6 +206,7 @@ MATMUL = {
     "clamped-bias": (("q8_0", "q8_0"), "clamped", True, "q8"),
     "plain-q8": (("q4_0",), "", False, "q8"),
     "plain-bias": (("f32",), "", True, "f32"),
+    "super-blocks": (("q5_k", "iq3_s"), "silu", False, "q8"),
 }
 
 
@@ -211,7 +215,7 @@ MATMUL = {
 def test_grouped_product(rng: np.random.Generator, case: str, device: str) -> None:
     formats, activation, bias, act = MATMUL[case]
     stack, pairs, rows = 5, int(rng.integers(20, 70)), int(rng.integers(3, 90))
-    cols, tile_rows = 32 * int(rng.integers(1, 5)), 16
+    cols, tile_rows = (256 if case == "super-blocks" else 32) * int(rng.integers(1, 4)), 16
     params = ExpertMatmulParams(
         *common(device, 256),
         cols,
