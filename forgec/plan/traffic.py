@@ -7,12 +7,19 @@ launch reads twice. Nothing here times or emulates.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 from forgec.plan.program import Launch, Program, Ref
 from forgec.plan.stages import (
     AttentionDecodeParams,
     AttentionPrefillParams,
     EmbeddingParams,
+    ExpertDownParams,
+    ExpertMatmulParams,
+    ExpertSumParams,
+    ExpertUpParams,
+    HeadMatvecParams,
+    LatentParams,
     MatmulParams,
     MatvecParams,
     NormParams,
@@ -63,6 +70,20 @@ def launch_traffic(launch: Launch, program: Program, rows: int, position: int) -
             activations = rows * F32 * 2 * kernel.cols
         case RopeKVParams() | NormRopeKVParams():
             activations = rows * F32 * 2 * kernel.rope.width
+        case ExpertUpParams():
+            written = kernel.routing.used * kernel.inner + kernel.shared_rows
+            activations = F32 * (kernel.cols + kernel.routing.experts + written)
+        case ExpertDownParams():
+            activations = F32 * (kernel.cols + kernel.rows)
+        case ExpertMatmulParams():
+            activations = rows * F32 * (kernel.cols + kernel.rows)
+        case ExpertSumParams():
+            activations = rows * F32 * (kernel.used + 1) * kernel.cols
+        case HeadMatvecParams():
+            activations = F32 * kernel.heads * (kernel.inner + kernel.rows)
+        case LatentParams():
+            activations = rows * F32 * (kernel.heads * kernel.rope_dims * 2 + kernel.latent)
+            cache = rows * element * (kernel.latent + kernel.rope_dims)
         case SampleParams():
             activations = F32 * kernel.vocab
         case _:
@@ -76,14 +97,27 @@ def weight_bytes_per_token(program: Program) -> int:
 
 
 def _weight_bytes(launch: Launch, program: Program, rows: int) -> int:
-    """Bytes of weights.bin behind the launch's pointers; of tables that are looked up, ``rows`` rows."""
+    """Bytes of weights.bin behind the launch's pointers; of tables that are looked up, ``rows`` rows, and of
+    stacks of experts the share that takes part."""
     owner = program.tensor_at
-    total = 0
+    total = Fraction(0)
     for argument, arg in zip(launch.args, launch.kernel.args, strict=True):
         if not isinstance(argument, Ref) or argument.buffer != "weights":
             continue
         tensor = owner[argument.offset]
         size = tensor.bytes
         looked_up = isinstance(launch.kernel, EmbeddingParams) or arg.name == "rope_table"
-        total += min(size, rows * size // tensor.rows) if looked_up else size
-    return total
+        total += min(size, rows * size // tensor.rows) if looked_up else size * _share(launch, arg.name, rows)
+    return int(total)
+
+
+def _share(launch: Launch, name: str, rows: int) -> Fraction:
+    """The part of a stack that a launch reads at least: the chosen experts, or one for each row."""
+    match launch.kernel:
+        case ExpertUpParams() if name in ("gate", "up", "gate_bias", "up_bias"):
+            return Fraction(launch.kernel.routing.used, launch.kernel.routing.experts)
+        case ExpertDownParams() if name in ("down", "down_bias"):
+            return Fraction(launch.kernel.used, launch.kernel.experts)
+        case ExpertMatmulParams(listing="sorted"):
+            return Fraction(min(rows, launch.kernel.stack), launch.kernel.stack)
+    return Fraction(1)

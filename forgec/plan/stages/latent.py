@@ -50,10 +50,6 @@ class HeadMatvecParams(StageParams):
         return (self.format,)
 
     @property
-    def formats(self) -> tuple[str, ...]:
-        return (self.format,)
-
-    @property
     def act(self) -> str:
         return "f32"
 
