@@ -36,7 +36,7 @@ from tests.models import test_architectures
 from tests.models.tiny import TINY
 from tests.vectors import chat_families, tokenizer_families
 
-__all__ = ["PAGE", "support_page"]
+__all__ = ["KERNELS", "PAGE", "Case", "cases", "formats_run", "support_page"]
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "support.md"
 
@@ -158,12 +158,20 @@ KERNELS: Mapping[str, tuple[Callable[..., Any], ...]] = {
 }
 
 
+def formats_run(letter: str) -> set[tuple[str, str]]:
+    """(format, device) of every case of a kernel; a case may have several "formats" in one product."""
+    found = (case.values for test in KERNELS[letter] for case in cases(test))
+    return {
+        (name, values["device"])
+        for values in found
+        if "device" in values
+        for name in values.get("formats", [values["format"]] if "format" in values else [])
+    }
+
+
 def _types() -> str:
     """One row per type that kernels read: where they ran, and for which other chips they were compiled."""
-    ran = {
-        letter: {(kind, DEVICES[device]) for kind, device in _tested(tests, "format", "device")}
-        for letter, tests in KERNELS.items()
-    }
+    ran = {letter: {(kind, DEVICES[device]) for kind, device in formats_run(letter)} for letter in KERNELS}
     only_compiled = {
         target for (target,) in _tested([test_templates.test_every_weight_format_compiles], "target_name")
     }

@@ -7,7 +7,7 @@ import pytest
 from forgec.frontend.architectures import ARCHITECTURES
 from forgec.ir.shapes import EXECUTABLE_TYPES
 from forgec.plan.formats import FORMATS
-from tests.support import KERNELS, PAGE, cases, support_page
+from tests.support import PAGE, cases, formats_run, support_page
 
 
 def test_the_page_is_not_stale() -> None:
@@ -21,16 +21,16 @@ def test_every_row_of_the_tables_is_on_the_page() -> None:
     assert all(f"| `{name}` |" in page for name in ARCHITECTURES)
 
 
-@pytest.mark.parametrize("letter", sorted(KERNELS))
 @pytest.mark.parametrize("device", ["cpu", "emulated-gfx1100", "emulated-gfx942", "cuda"])
-def test_every_type_runs_in_every_kernel(letter: str, device: str) -> None:
-    ran = {
-        case.values["format"]
-        for test in KERNELS[letter]
-        for case in cases(test)
-        if case.values.get("device") == device and "format" in case.values
-    }
-    assert ran >= set(EXECUTABLE_TYPES)
+def test_every_type_is_multiplied_on_every_device(device: str) -> None:
+    for letter in "VM":
+        assert {name for name, where in formats_run(letter) if where == device} == set(EXECUTABLE_TYPES)
+
+
+def test_rows_of_every_type_are_read_on_a_cpu_and_on_an_emulated_chip() -> None:
+    ran = formats_run("E")
+    assert {name for name, device in ran if device == "cpu"} == set(EXECUTABLE_TYPES)
+    assert {name for name, device in ran if device.startswith("emulated-")} == set(EXECUTABLE_TYPES)
 
 
 @pytest.mark.parametrize("a", [1, pytest.param(2, marks=pytest.mark.gpu)])
