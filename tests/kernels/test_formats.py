@@ -17,10 +17,6 @@ from tests.kernels.harness import EVERY_DEVICE, SCALES, assert_close
 #: Formats that have no tests of their own elsewhere, three to a kernel.
 NAMES = sorted(SCALES)
 TRIPLES = [NAMES[i : i + 3] for i in range(0, len(NAMES), 3)]
-#: The CPU, and the emulated chips in turn: a row is decoded by what the products are tested with.
-EMBEDDINGS = [(name, "cpu") for name in NAMES] + [
-    (name, ("emulated-gfx1100", "emulated-gfx942")[i % 2]) for i, name in enumerate(NAMES)
-]
 
 
 def test_every_format_is_tested() -> None:
@@ -52,7 +48,8 @@ def test_matmul(rng: np.random.Generator, formats: list[str], act: str, device: 
     assert_close(out, np.concatenate(exact, 1), np.concatenate(magnitude, 1), cols)
 
 
-@pytest.mark.parametrize(("format", "device"), EMBEDDINGS, ids="-".join)
+@pytest.mark.parametrize("device", EVERY_DEVICE)
+@pytest.mark.parametrize("format", NAMES)
 def test_embedding_rows(rng: np.random.Generator, format: str, device: str) -> None:
     tokens = rng.integers(0, 1000, 5)
     out, expected = embedding.embed(rng, format, device, tokens, decode=False, scale=1.0, cols=512)
