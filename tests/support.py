@@ -68,24 +68,15 @@ class Case:
 
 
 def cases(test: Callable[..., Any]) -> tuple[Case, ...]:
-    """Every case of a test function, from its ``parametrize`` marks.
-
-    A kernel of several "formats" counts as a case of each "format".
-    """
+    """Every case of a test function, from its ``parametrize`` marks."""
     axes = [list(_axis(mark)) for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]
     return tuple(
         Case(
-            {name: value for case in chosen for name, value in case.values.items()} | alone,
+            {name: value for case in chosen for name, value in case.values.items()},
             frozenset().union(*(case.needs for case in chosen)),
         )
         for chosen in itertools.product(*axes)
-        for alone in _one_by_one(chosen)
     )
-
-
-def _one_by_one(chosen: Sequence[Case]) -> list[dict[str, Any]]:
-    formats = [name for case in chosen for name in case.values.get("formats", ())]
-    return [{"format": name} for name in dict.fromkeys(formats)] or [{}]
 
 
 def _axis(mark: Any) -> Iterator[Case]:
