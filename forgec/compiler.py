@@ -13,7 +13,7 @@ from pathlib import Path
 
 from forgec.codegen.render import render_pool, render_stage
 from forgec.errors import UnsupportedModelError, UsageError
-from forgec.frontend.architectures import build_graph
+from forgec.frontend.architectures import ARCHITECTURES, Build, build_graph
 from forgec.frontend.gguf import GGUFFile
 from forgec.frontend.spec import ModelSpec, read_spec
 from forgec.frontend.tokenizer import TokenizerSpec, build_tokenizer, check_chat_template
@@ -52,7 +52,12 @@ class Compiled:
 
 
 def plan_model(
-    gguf: GGUFFile, spec: ModelSpec, target: Target, options: CompileOptions, dump: Path | None = None
+    gguf: GGUFFile,
+    spec: ModelSpec,
+    target: Target,
+    options: CompileOptions,
+    dump: Path | None = None,
+    architectures: Mapping[str, Build] = ARCHITECTURES,
 ) -> Program:
     """Import, fuse and lower a model; with ``dump``, write the text of every intermediate product there.
 
@@ -63,7 +68,7 @@ def plan_model(
         if dump is not None:
             _dump(dump, f"{result.index:02d}-{result.name}.txt", format_graph(result.graph))
 
-    graph = optimise(build_graph(gguf, spec), target, write, fuse=options.fuse)
+    graph = optimise(build_graph(gguf, spec, architectures), target, write, fuse=options.fuse)
     program = lower(graph, target, options)
     if dump is not None:
         _dump(dump, "program.txt", program_text(program))
@@ -92,20 +97,21 @@ def compile_model(
     with_weights: bool = True,
     dump: Path | None = None,
     cache: Cache | None = None,
+    architectures: Mapping[str, Build] = ARCHITECTURES,
     report: Reporter = lambda step, done, total: None,
 ) -> Compiled:
     """Compile ``model`` for a target and write the package to ``output``.
 
     ``weights`` says what to requantise or merge; ``chat_template`` takes the place of the file's own;
-    ``with_weights`` False leaves weights.bin out. ``report`` hears (step, done, total). Raises ForgeError;
-    nothing is left behind then.
+    ``with_weights`` False leaves weights.bin out; ``architectures`` are those that can be imported.
+    ``report`` hears (step, done, total). Raises ForgeError; nothing is left behind then.
     """
     clock = _Clock()
     target = get_target(target_name)
     check_destination(output, force=force)
     with open_model(model, weights) as gguf:
         spec = read_spec(gguf)
-        program = plan_model(gguf, spec, target, options, dump)
+        program = plan_model(gguf, spec, target, options, dump, architectures)
         tokenizer, warnings = _tokenizer(gguf, chat_template)
         clock.lap("plan")
         units = program_units(program)

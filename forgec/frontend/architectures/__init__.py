@@ -28,9 +28,12 @@ from forgec.frontend.architectures.builders import TensorTable
 from forgec.frontend.spec import ModelSpec
 from forgec.ir.graph import Graph
 
-__all__ = ["ARCHITECTURES", "build_graph"]
+__all__ = ["ARCHITECTURES", "Build", "build_graph"]
 
-ARCHITECTURES: Mapping[str, Callable[[TensorTable, ModelSpec], Graph]] = MappingProxyType(
+#: What a row of the table is: raises as ``build_graph``.
+Build = Callable[[TensorTable, ModelSpec], Graph]
+
+ARCHITECTURES: Mapping[str, Build] = MappingProxyType(
     {
         "bloom": gpt.bloom,
         "chatglm": llama.build,
@@ -66,16 +69,18 @@ ARCHITECTURES: Mapping[str, Callable[[TensorTable, ModelSpec], Graph]] = Mapping
 )
 
 
-def build_graph(gguf: TensorTable, spec: ModelSpec) -> Graph:
+def build_graph(
+    gguf: TensorTable, spec: ModelSpec, architectures: Mapping[str, Build] = ARCHITECTURES
+) -> Graph:
     """The graph of one step of the model, of unfused ops only; the head is for one row.
 
     Raises UnsupportedModelError for an architecture, tensor or type that forgec cannot run, GGUFError for a
     missing tensor or a shape that contradicts the metadata.
     """
-    build = ARCHITECTURES.get(spec.architecture)
+    build = architectures.get(spec.architecture)
     if build is None:
         raise UnsupportedModelError(
             f"architecture '{spec.architecture}' is not supported",
-            f"Supported: {', '.join(ARCHITECTURES)}.",
+            f"Supported: {', '.join(architectures)}.",
         )
     return build(gguf, spec)
