@@ -21,7 +21,9 @@ from forgec.frontend.gguf import GGUFFile, open_gguf
 from forgec.frontend.metadata import ModelKeys
 from forgec.frontend.spec import ModelSpec, read_spec
 from forgec.frontend.tokenizer import TokenizerSpec, describe_tokenizer
+from forgec.ir.graph import Graph
 from forgec.ir.shapes import EXECUTABLE_TYPES
+from forgec.passes.fuse_attention import fuse_attention
 from forgec.plan.limits import check_limits
 from forgec.plan.program import CompileOptions
 from forgec.targets import Target
@@ -63,7 +65,8 @@ class TargetNeeds:
 class Inspection:
     """Everything that is known of a file without reading a tensor.
 
-    ``spec``, ``tokenizer``: None where they cannot be read; then a problem says why. ``quant_types``: number
+    ``spec``, ``tokenizer``: None where they cannot be read; then a problem says why. ``graph``: with
+    attention fused, which shows windows; None where it cannot be built. ``quant_types``: number
     of tensors by type, the most frequent first; ``types_without_kernels``: those of them that matrices have
     and no kernel reads. ``targets`` are the targets asked for.
     """
@@ -79,6 +82,7 @@ class Inspection:
     quant_types: Mapping[str, int]
     types_without_kernels: tuple[str, ...]
     spec: ModelSpec | None
+    graph: Graph | None
     tokenizer: TokenizerSpec | None
     problems: tuple[Problem, ...]
     targets: tuple[TargetNeeds, ...]
@@ -106,7 +110,7 @@ def inspect_file(
     """
     with open_gguf(path) as gguf:
         found = _Problems()
-        kind, spec, tokenizer = "language model", None, None
+        kind, spec, graph, tokenizer = "language model", None, None, None
         keys = found.ask("metadata", lambda: ModelKeys.of(gguf))
         other = file_kind(gguf.metadata)
         if other is not None:
@@ -116,7 +120,7 @@ def inspect_file(
             kind = "a vocabulary without a model"
             found.add("file", f"the file has no tensors: it is {kind}", "Give the file with the weights.")
         else:
-            spec = _ask_layers(gguf, "" if keys is None else keys.architecture, found)
+            spec, graph = _ask_layers(gguf, "" if keys is None else keys.architecture, found)
         if other is None:
             tokenizer = found.ask("tokenizer", lambda: describe_tokenizer(gguf.metadata))
         plans: tuple[TargetNeeds, ...] = ()
@@ -138,6 +142,7 @@ def inspect_file(
                 t for t in types if t in matrices and t.lower() not in EXECUTABLE_TYPES
             ),
             spec=spec,
+            graph=graph,
             tokenizer=tokenizer,
             problems=tuple(found.problems),
             targets=plans,
@@ -166,17 +171,16 @@ def _problem(part: str, error: ForgeError) -> Problem:
     return Problem(part, error.message, error.hint, error.exit_code)
 
 
-def _ask_layers(gguf: GGUFFile, architecture: str, found: _Problems) -> ModelSpec | None:
-    """The numbers of a model, if they can be read; whatever its layers lack becomes a problem."""
+def _ask_layers(gguf: GGUFFile, architecture: str, found: _Problems) -> tuple[ModelSpec | None, Graph | None]:
+    """Numbers and graph of a model, if they can be had; whatever its layers lack becomes a problem."""
     if architecture in ARCHITECTURES:
         spec = found.ask("metadata", lambda: read_spec(gguf))
         if spec is None:
-            return None
-        before = len(found.problems)
-        found.ask("layers", lambda: check_limits(build_graph(gguf, spec)))
-        if len(found.problems) > before:
+            return None, None
+        graph = found.ask("layers", lambda: _checked_graph(gguf, spec))
+        if graph is None:
             _explain(gguf, found)
-        return spec
+        return spec, graph
     lacking = len(found.problems)
     hint = f"Supported: {', '.join(ARCHITECTURES)}."
     found.add("layers", f"architecture '{architecture}' is not supported", hint)
@@ -186,9 +190,15 @@ def _ask_layers(gguf: GGUFFile, architecture: str, found: _Problems) -> ModelSpe
         hint = f"Its tensors are of kinds that forgec has operations for: what is missing is a module. {hint}"
         found.problems[-1] = replace(found.problems[-1], hint=hint)
     try:
-        return read_spec(gguf)
+        return read_spec(gguf), None
     except ForgeError:
-        return None  # the keys of another kind of model: that it is one has been said
+        return None, None  # the keys of another kind of model: that it is one has been said
+
+
+def _checked_graph(gguf: GGUFFile, spec: ModelSpec) -> Graph:
+    graph = build_graph(gguf, spec)
+    check_limits(graph)
+    return fuse_attention(graph)
 
 
 def _explain(gguf: GGUFFile, found: _Problems) -> None:

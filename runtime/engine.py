@@ -191,6 +191,11 @@ class Engine:
         self._upload_state()
         self.position = position
 
+    def reusable(self, count: int) -> int:
+        """``count``, or 0 where the cache lacks keys that a sequence of so many tokens needs to go on."""
+        rollback = self._manifest.rollback
+        return count if rollback is None or self.position - count <= rollback else 0
+
     def fill(self, buffer: str, byte: int) -> None:
         """Set every byte of one of the manifest's buffers."""
         self._driver.memset(self._addresses[buffer], byte, self._manifest.buffer(buffer).bytes)

@@ -340,7 +340,8 @@ class Model:
         request, progress, engine = generation.request, generation.progress, self.engine
         self._check_current(generation)
         progress.started = time.perf_counter()
-        progress.reused = _common_prefix(self._cached, request.prompt) if request.reuse else 0
+        common = _common_prefix(self._cached, request.prompt) if request.reuse else 0
+        progress.reused = engine.reusable(common)
         del self._cached[progress.reused :]
         engine.start(request.sampling)
         engine.prefill(request.prompt[progress.reused :], progress.reused)

@@ -56,7 +56,7 @@ _TOP = {
     "format", "forgec", "model", "math", "kv", "target", "chunk", "ring", "buffers", "kernels", "sequences",
     "symbols", "state", "weights", "tokenizer", "files",
 }  # fmt: skip
-_TOP_OPTIONAL = {"compiler", "traffic", "tensors"}
+_TOP_OPTIONAL = {"compiler", "rollback", "traffic", "tensors"}
 _KERNEL = {"symbol", "file", "block", "args", "kernarg_bytes", "sha256"}
 _KERNEL_OPTIONAL = {"lds_bytes", "vgprs", "sgprs", "scratch_bytes", "spills", "params"}
 _MAX_BYTES = 1 << 48
@@ -154,6 +154,14 @@ class Manifest:
     files: Mapping[str, str]  # relative path -> SHA-256 of every file but manifest.json and weights.bin
 
     @property
+    def rollback(self) -> int | None:
+        """Positions by which a sequence may be shortened and go on, or None for any.
+
+        Sliding-window layers keep no more than their window and so many positions.
+        """
+        return self.raw.get("rollback")
+
+    @property
     def vocab_size(self) -> int:
         return int(self.model["vocab_size"])
 
@@ -197,6 +205,8 @@ def parse_manifest(raw: Any, package: Path) -> Manifest:
     _check_format(top)
     _check_keys(top, "the top level", _TOP, _TOP_OPTIONAL)
     model = _model(top["model"])
+    if top.get("rollback") is not None:
+        _integer(top["rollback"], "rollback", 1, 1 << 31)
     buffers = _buffers(top["buffers"])
     sizes = {buffer.name: buffer.bytes for buffer in buffers}
     kernels = tuple(

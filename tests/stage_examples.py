@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from forgec.plan.stages import (
     POINTWISE,
     AttentionDecodeParams,
@@ -9,6 +11,7 @@ from forgec.plan.stages import (
     ElementwiseParams,
     EmbeddingParams,
     KVAppendParams,
+    KVCache,
     MaskParams,
     MatmulParams,
     MatvecParams,
@@ -43,23 +46,32 @@ def examples(target_name: str) -> list[StageParams]:
     """At least one of every stage, in the shapes of a 135 M model."""
     target = get_target(target_name)
     common = (target.family, target.wave, target.block_size)
-    attention = (9, 3, 64, 512, "f16", 0.125)
+    cache = KVCache(3, 64, 64, 512, "f16")
+    attention = (9, cache, 0.125)
+    bounded = replace(cache, positions=192, dtype="q8_0", ring=True)
     keys = 32 if target.wave > 1 else 8
     return [
         *linear_examples(target_name),
         *expert_examples(target_name),
         AttentionDecodeParams(*common, *attention, splits=4, lanes_per_key=min(8, target.wave)),
+        AttentionDecodeParams(
+            *common, 9, bounded, 0.1, 64, 30.0, 8.0, True, 4, min(8, target.wave), fresh=True
+        ),
         AttentionPrefillParams(*common, *attention, causal=True, tile_queries=keys, tile_keys=keys),
+        AttentionPrefillParams(
+            *common, 9, bounded, 0.1, 64, 30.0, 8.0, True, causal=True, tile_queries=keys, tile_keys=keys
+        ),
         ElementwiseParams(*common, "add", 576),
         *(ElementwiseParams(*common, op, 576, 30.0) for op in POINTWISE),
-        KVAppendParams(*common, 3, 64, 512, "f16"),
+        KVAppendParams(*common, cache),
+        KVAppendParams(*common, bounded, 128),
         MaskParams(*common, 9, 512, True),
-        QKParams(*common, *attention),
+        QKParams(*common, 9, cache),
         RopeParams(*common, 9, 64, 64, False),
         SampleParams(*common, 49152),
         ScaleParams(*common, 9, 512, 0.125),
         SoftmaxParams(*common, 9, 512),
-        WeightedVParams(*common, *attention),
+        WeightedVParams(*common, 9, cache),
     ]
 
 

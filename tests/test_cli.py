@@ -144,8 +144,8 @@ tiny.gguf: tiny llama
   trained context   128 tokens
   tensors           Q8_0 x 16, F32 x 5; 0.1 MiB
   tokenizer         byte-pair, 'smollm', 2 end tokens, chat template
-  memory            context    KV f16       KV f32      (weights + KV cache)
-                        128        0.1 MiB       0.2 MiB
+  memory            context        KV f16        KV f32       KV q8_0  (weights + KV cache)
+                        128       0.1 MiB       0.2 MiB             -
   compiles          yes
 """
     )

@@ -13,6 +13,7 @@ from forgec.compiler import Compiled, compile_model
 from forgec.config import load_config
 from forgec.errors import UsageError
 from forgec.plan.program import CompileOptions, Program
+from forgec.plan.stages.cache import KV_TYPES
 from forgec.quantise import QUANTISABLE, WeightOptions, parse_adapter
 from forgec.toolchain import open_cache
 
@@ -26,7 +27,7 @@ __all__ = ["command", "default_output"]
 @click.option("--math", type=click.Choice(["fast", "exact"]), default="fast", show_default=True,
               help="fast: int8 activations; exact: float32 activations.")  # fmt: skip
 @click.option("--ctx", type=click.IntRange(min=1), metavar="N", help="Context length in tokens.")
-@click.option("--kv", type=click.Choice(["f16", "f32"]), default="f16", show_default=True, help="KV cache.")
+@click.option("--kv", type=click.Choice(KV_TYPES), default="f16", show_default=True, help="KV cache.")
 @click.option("--quantize", type=click.Choice(QUANTISABLE, case_sensitive=False), metavar="TYPE",
               help=f"Requantise float matrices: {', '.join(QUANTISABLE)}.")  # fmt: skip
 @click.option("--requantize", is_flag=True, help="Let --quantize change quantised matrices too.")

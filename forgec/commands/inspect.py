@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import click
 
+from forgec.errors import UnsupportedModelError
 from forgec.frontend.spec import ModelSpec
 from forgec.frontend.tokenizer import TokenizerSpec
 from forgec.inspection import Inspection, TargetNeeds, inspect_file
-from forgec.plan.lower import kv_cache_bytes
+from forgec.ir.graph import Graph
+from forgec.plan.kvcache import kv_cache_bytes, place_caches
 from forgec.plan.program import CompileOptions
-from forgec.plan.stages.base import KV_BYTES
+from forgec.plan.stages.cache import KV_TYPES, rows_bytes
 from forgec.targets import get_target
 
 __all__ = ["command"]
@@ -33,7 +37,7 @@ CONTEXTS = (2048, 4096, 8192, 16384, 32768, 131072)
     metavar="N",
     help="Context length of the plans, in tokens.",
 )
-@click.option("--kv", type=click.Choice(["f16", "f32"]), default="f16", show_default=True,
+@click.option("--kv", type=click.Choice(KV_TYPES), default="f16", show_default=True,
               help="KV cache of the plans.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
@@ -73,7 +77,7 @@ def _facts(found: Inspection) -> dict[str, Any]:
         "quant_types": dict(found.quant_types),
         "types_without_kernels": list(found.types_without_kernels),
         "weight_bytes": found.weight_bytes,
-        "memory": {} if spec is None else _memory(spec, found.weight_bytes),
+        "memory": {} if spec is None else _memory(found, spec),
         "tokenizer": None if found.tokenizer is None else _tokenizer(found.tokenizer),
         "targets": {needs.target: _target(needs) for needs in found.targets},
         "compiles": found.compiles,
@@ -97,12 +101,22 @@ def _numbers(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _memory(spec: ModelSpec, weights: int) -> dict[str, dict[str, int]]:
-    """Bytes of weights and KV cache by context length and type of the cache."""
+def _memory(found: Inspection, spec: ModelSpec) -> dict[str, dict[str, int]]:
+    """Bytes of weights and KV cache by context length and type of the cache, where it can be of that type."""
     lengths = sorted({c for c in CONTEXTS if c <= spec.context_length} | {spec.context_length})
-    return {
-        str(length): {kv: weights + kv_cache_bytes(spec, length, kv) for kv in KV_BYTES} for length in lengths
-    }
+    rows: dict[str, dict[str, int]] = {str(length): {} for length in lengths}
+    for length, kv in product(lengths, KV_TYPES):
+        with contextlib.suppress(UnsupportedModelError):
+            rows[str(length)][kv] = found.weight_bytes + _cache_bytes(found.graph, spec, length, kv)
+    return rows
+
+
+def _cache_bytes(graph: Graph | None, spec: ModelSpec, context: int, kv: str) -> int:
+    """Bytes of the KV cache; without a graph every layer is taken to keep the whole context."""
+    if graph is not None:
+        return kv_cache_bytes(place_caches(graph, context, min(CompileOptions().chunk, context), kv))
+    rows = spec.block_count * spec.head_count_kv * context
+    return rows_bytes(kv, rows, spec.key_length) + rows_bytes(kv, rows, spec.value_length)
 
 
 def _tokenizer(spec: TokenizerSpec) -> dict[str, Any]:
@@ -144,7 +158,7 @@ def _text(found: Inspection) -> str:
         *(() if found.spec is None else _number_lines(found.spec)),
         f"  tensors           {types}; {_mib(found.weight_bytes)}{shards}",
         *(() if found.tokenizer is None else _tokenizer_lines(found.tokenizer)),
-        *(() if found.spec is None else _memory_lines(found.spec, found.weight_bytes)),
+        *(() if found.spec is None else _memory_lines(found, found.spec)),
     ]
     if found.compiles:
         lines.append("  compiles          yes")
@@ -179,10 +193,12 @@ def _tokenizer_lines(spec: TokenizerSpec) -> tuple[str, ...]:
     return (f"  tokenizer         {', '.join(parts)}",)
 
 
-def _memory_lines(spec: ModelSpec, weights: int) -> list[str]:
-    lines = ["  memory            context    KV f16       KV f32      (weights + KV cache)"]
-    for length, sizes in _memory(spec, weights).items():
-        lines.append(f"  {'':<16}{length:>9}  {_mib(sizes['f16'], 9)} {_mib(sizes['f32'], 9)}")
+def _memory_lines(found: Inspection, spec: ModelSpec) -> list[str]:
+    heading = "".join(f"{f'KV {kv}':>14}" for kv in KV_TYPES)
+    lines = [f"  memory            context{heading}  (weights + KV cache)"]
+    for length, sizes in _memory(found, spec).items():
+        cells = "".join(f"{_mib(sizes[kv]) if kv in sizes else '-':>14}" for kv in KV_TYPES)
+        lines.append(f"  {'':<16}{length:>9}{cells}")
     return lines
 
 

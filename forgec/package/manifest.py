@@ -13,7 +13,7 @@ import forgec
 from forgec.package.weights import CHUNK_BYTES, WeightsDigest
 from forgec.plan.program import STATE_FIELDS, Argument, Launch, PackedTensor, Program, Ref
 from forgec.plan.stages import MatvecParams, StageParams
-from forgec.plan.traffic import launch_traffic, weight_bytes_per_token
+from forgec.plan.traffic import cache_bytes_per_position, launch_traffic, weight_bytes_per_token
 from forgec.toolchain import KernelInfo
 
 __all__ = ["FORMAT", "build_manifest"]
@@ -47,6 +47,7 @@ def build_manifest(
         "target": _target(program),
         "chunk": program.chunk,
         "ring": program.ring,
+        "rollback": program.rollback,
         "buffers": [{"name": b.name, "bytes": b.bytes, "init": b.init} for b in program.buffers],
         "kernels": [_kernel(k, inspections[k.symbol], program, files) for k in program.kernels],
         "sequences": {
@@ -56,7 +57,7 @@ def build_manifest(
         "symbols": {name: _argument(ref) for name, ref in program.symbols.items()},
         "traffic": {
             "weight_bytes_per_token": weight_bytes_per_token(program),
-            "kv_bytes_per_position": program.kv_bytes_per_position,
+            "kv_bytes_per_position": cache_bytes_per_position(program),
         },
         "state": dict(STATE_FIELDS),
         "weights": {

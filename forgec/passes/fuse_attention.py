@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from itertools import product
 from typing import cast
 
+from forgec.ir.graph import Graph
 from forgec.ir.ops import QK, Attention, Mask, Scale, SoftCap, Softmax, WeightedV
-from forgec.passes.match import Fusion, FusionPass, Match, Step
+from forgec.passes.match import Fusion, FusionPass, Match, Step, fuse
 
-__all__ = ["FuseAttention"]
+__all__ = ["FuseAttention", "fuse_attention"]
 
 
 def _attention(match: Match) -> Attention:
@@ -78,3 +79,8 @@ class FuseAttention(FusionPass):
 
     name: str = "fuse-attention"
     table: tuple[Fusion, ...] = _TABLE
+
+
+def fuse_attention(graph: Graph) -> Graph:
+    """The pass alone, for those who ask what a layer's attention reads."""
+    return fuse(graph, _TABLE)

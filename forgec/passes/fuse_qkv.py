@@ -59,8 +59,13 @@ def _norm(match: Match) -> QKNorm | None:
 
 
 def _alike(match: Match) -> bool:
-    """q and k are normed and turned alike, in the heads of the cache, and all or none have a bias."""
+    """q and k are normed and turned alike, in the heads of the cache, and all or none have a bias.
+
+    No kernel writes keys and values of different lengths.
+    """
     heads, kv_heads, length = _shape(match)
+    if cast(KVAppend, match.op("append")).v_length != length:
+        return False
     if heads % kv_heads or len({match.has(bias) for bias in _BIASES}) != 1:
         return False
     if "attention" in match.nodes and cast(Attention, match.op("attention")).heads != heads:

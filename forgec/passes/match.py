@@ -15,7 +15,7 @@ from forgec.ir.ops import Op
 from forgec.passes.manager import Pass
 from forgec.targets.base import Target
 
-__all__ = ["Fusion", "FusionPass", "Match", "Step", "find"]
+__all__ = ["Fusion", "FusionPass", "Match", "Step", "find", "fuse"]
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,14 @@ class FusionPass(Pass):
     table: tuple[Fusion, ...]
 
     def run(self, graph: Graph, target: Target) -> Graph:
-        for row in self.table:
-            graph = graph.replace([_rewrite(row, match) for match in find(graph, row)])
-        return graph
+        return fuse(graph, self.table)
+
+
+def fuse(graph: Graph, table: tuple[Fusion, ...]) -> Graph:
+    """Apply rows in order, each to everything that it matches."""
+    for row in table:
+        graph = graph.replace([_rewrite(row, match) for match in find(graph, row)])
+    return graph
 
 
 def find(graph: Graph, row: Fusion) -> list[Match]:

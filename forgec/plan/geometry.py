@@ -50,9 +50,11 @@ def lanes_per_key(head_length: int, target: Target) -> int:
 
 
 def attention_tile(
-    heads: int, head_length: int, kv_bytes: int, chunk: int, tuning: Tuning, target: Target
+    heads: int, lengths: tuple[int, int], kv_bytes: int, chunk: int, tuning: Tuning, target: Target
 ) -> tuple[int, int]:
-    """Query rows and keys of a block's tile in prefill attention, for ``kv_bytes`` per cache element.
+    """Query rows and keys of a block's tile in prefill attention, for ``kv_bytes`` per element in LDS.
+
+    ``lengths`` are those of keys and values.
 
     The tuning's tile, with fewer query rows where compute units would be without work, down to one row for
     every 16 threads, and with fewer keys until it fits into LDS. Measured on an H100 for 9 heads of 64 and
@@ -65,18 +67,18 @@ def attention_tile(
     least = (tuning.block or target.block_size) // 16
     while queries > least and heads * -(-chunk // queries) < target.compute_units:
         queries //= 2
-    while _attention_lds(queries, keys, head_length, kv_bytes) > _ATTENTION_LDS and max(queries, keys) > 16:
-        if keys > 16:
+    while _attention_lds(queries, keys, lengths, kv_bytes) > _ATTENTION_LDS and queries > 1:
+        if keys > 16:  # the lanes that share a query row
             keys //= 2
         else:
             queries //= 2
     return queries, keys
 
 
-def _attention_lds(queries: int, keys: int, head_length: int, kv_bytes: int) -> int:
+def _attention_lds(queries: int, keys: int, lengths: tuple[int, int], kv_bytes: int) -> int:
     """Bytes of ``struct Shared`` of the attention_prefill stage: queries, K or V, weights, each padded."""
-    quads = head_length // 4 + 1
-    return queries * quads * 16 + keys * quads * 4 * kv_bytes + queries * (keys // 4 + 1) * 16
+    quads, row = lengths[0] // 4 + 1, max(lengths) // 4 + 1
+    return queries * quads * 16 + keys * row * 4 * kv_bytes + queries * (keys // 4 + 1) * 16
 
 
 def matvec_tuning(segments: tuple[Segment, ...], cols: int, epilogue: str, target: Target) -> Tuning:

@@ -27,9 +27,11 @@ def check_limits(graph: Graph) -> None:
                 f"tensor '{value.name}' has {cols} columns; expected a multiple of {step}",
                 "The kernels read that many weights at a time; the model cannot be compiled.",
             )
-    length = graph.spec.key_length
-    if length % HEAD_LENGTH_MULTIPLE:
-        raise UnsupportedModelError(
-            f"the attention heads have a length of {length}; expected a multiple of {HEAD_LENGTH_MULTIPLE}",
-            "The kernels read that many elements at a time; the model cannot be compiled.",
-        )
+    lengths = {value.shape[-1] for value in graph.of_kind("state")}
+    for length in sorted(n for n in lengths if isinstance(n, int)):
+        if length % HEAD_LENGTH_MULTIPLE:
+            raise UnsupportedModelError(
+                f"the attention heads have a length of {length}; expected a multiple of "
+                f"{HEAD_LENGTH_MULTIPLE}",
+                "The kernels read that many elements at a time; the model cannot be compiled.",
+            )

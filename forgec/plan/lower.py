@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from forgec.errors import TargetError, VerifyError
-from forgec.frontend.spec import ModelSpec
 from forgec.ir import ops
 from forgec.ir.graph import Graph
+from forgec.plan.kvcache import kv_cache_bytes, place_caches, rollback
 from forgec.plan.limits import check_limits
 from forgec.plan.lowering import Lowered, Lowering, Temp, sync_bytes
 from forgec.plan.memory import Request, align, plan_arena
@@ -22,17 +22,15 @@ from forgec.plan.program import (
     Buffer,
     CompileOptions,
     Launch,
-    PackedTensor,
     Program,
     Ref,
 )
 from forgec.plan.stage_rules import lower_node
 from forgec.plan.stages import StageParams
-from forgec.plan.stages.base import KV_BYTES
 from forgec.plan.weights import place_weights
 from forgec.targets import Target
 
-__all__ = ["default_context", "kv_cache_bytes", "lower"]
+__all__ = ["default_context", "lower"]
 
 #: Context in tokens that is compiled when the user names none and the model allows more.
 DEFAULT_CONTEXT = 8192
@@ -59,12 +57,6 @@ def default_context(graph: Graph, options: CompileOptions) -> int:
     return options.context
 
 
-def kv_cache_bytes(spec: ModelSpec, context: int, kv_dtype: str) -> int:
-    """Bytes of the KV cache: K and V of every layer."""
-    element = KV_BYTES[kv_dtype]
-    return spec.block_count * spec.head_count_kv * context * (spec.key_length + spec.value_length) * element
-
-
 def lower(graph: Graph, target: Target, options: CompileOptions) -> Program:
     """Plan a fused graph for a target.
 
@@ -75,16 +67,17 @@ def lower(graph: Graph, target: Target, options: CompileOptions) -> Program:
     context = default_context(graph, options)
     options = replace(options, context=context, chunk=min(options.chunk, context))
     tensors, weight_bytes = place_weights(graph, context)
-    prompt = _timeline(graph, target, options, tensors, decode=False)
-    token = _timeline(graph, target, options, tensors, decode=True)
+    caches = place_caches(graph, context, options.chunk, options.kv_dtype)
+    prompt = _timeline(Lowering(graph, target, options, tensors, caches, decode=False))
+    token = _timeline(Lowering(graph, target, options, tensors, caches, decode=True))
     prompt_at, prompt_bytes = _plan(prompt)
     token_at, token_bytes = _plan(token)
     buffers = (
         Buffer("weights", weight_bytes, "file"),
-        Buffer("kv", kv_cache_bytes(graph.spec, context, options.kv_dtype), "none"),
+        Buffer("kv", kv_cache_bytes(caches), "none"),
         Buffer("arena", max(prompt_bytes, token_bytes), "none"),
         Buffer("logits", align(4 * graph.spec.vocab_size), "none"),
-        Buffer("sync", sync_bytes(graph.spec), "zero"),
+        Buffer("sync", sync_bytes(graph), "zero"),
         Buffer("state", STATE_BYTES, "zero"),
         Buffer("tokens", align(4 * options.chunk), "zero"),
         Buffer("ring", align(4 * options.ring), "zero"),
@@ -103,6 +96,7 @@ def lower(graph: Graph, target: Target, options: CompileOptions) -> Program:
         context=context,
         chunk=options.chunk,
         ring=options.ring,
+        rollback=rollback(caches),
         buffers=buffers,
         tensors=tuple(tensors.values()),
         kernels=_kernels(sequences),
@@ -114,19 +108,11 @@ def lower(graph: Graph, target: Target, options: CompileOptions) -> Program:
     )
 
 
-def _timeline(
-    graph: Graph,
-    target: Target,
-    options: CompileOptions,
-    tensors: Mapping[str, PackedTensor],
-    *,
-    decode: bool,
-) -> Timeline:
+def _timeline(lowering: Lowering) -> Timeline:
     """Lower every node once, splitting the prompt's steps where the head begins."""
-    lowering = Lowering(graph, target, options, tensors, decode)
     steps: list[tuple[str, Lowered]] = []
     part = "prefill"
-    for node in graph.topo():
+    for node in lowering.graph.topo():
         if isinstance(node.op, ops.SelectRow):
             part = "head"
         if isinstance(node.op, ops.Sample):

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from forgec.errors import VerifyError
-from forgec.frontend.spec import ModelSpec
 from forgec.ir.graph import Graph, Node
+from forgec.plan.kvcache import CacheRows
 from forgec.plan.layouts import FORMATS
 from forgec.plan.memory import align
 from forgec.plan.program import Argument, CompileOptions, PackedTensor, Ref
 from forgec.plan.stages import StageParams
-from forgec.plan.stages.base import KV_BYTES
+from forgec.plan.stages.cache import KVCache
 from forgec.plan.tuning import Tuning
 from forgec.targets import Target
 
@@ -25,9 +25,10 @@ STATE = Ref("state", 0)
 Arguments = tuple["Argument | Temp", ...]
 
 
-def sync_bytes(spec: ModelSpec) -> int:
+def sync_bytes(graph: Graph) -> int:
     """Bytes of the buffer of counters: one for each KV head, and one for all other stages at its end."""
-    return align(4 * (spec.head_count_kv + 1))
+    heads = (value.shape[0] for value in graph.of_kind("state"))
+    return align(4 * (max((n for n in heads if isinstance(n, int)), default=0) + 1))
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Lowering:
     target: Target
     options: CompileOptions
     tensors: Mapping[str, PackedTensor]
+    caches: Mapping[str, CacheRows]
     decode: bool
     temps: dict[str, Temp] = field(default_factory=dict)
 
@@ -92,20 +94,22 @@ class Lowering:
 
     def cache(self, name: str) -> Ref:
         """Address of a layer's K or V cache (any SSA version of it)."""
-        value = self.graph.values[name]
-        spec = self.graph.spec
-        if value.layer is None:
-            raise VerifyError(f"state value '{name}' belongs to no layer")
-        element = KV_BYTES[self.options.kv_dtype]
-        k_bytes = spec.head_count_kv * self.context * spec.key_length * element
-        v_bytes = spec.head_count_kv * self.context * spec.value_length * element
-        base = value.layer * (k_bytes + v_bytes)
-        return Ref("kv", base if value.root.startswith("kv.k") else base + k_bytes)
+        return Ref("kv", self.cache_rows(name).offset)
+
+    def cache_rows(self, name: str) -> CacheRows:
+        """Size of a layer's K or V cache (any SSA version of it)."""
+        return self.caches[self.graph.values[name].root]
+
+    def kv_cache(self, *names: str, value_length: int) -> KVCache:
+        """What stages know of a layer's caches: K and V, or one, in which values are a prefix of keys."""
+        k = self.cache_rows(names[0])
+        dtype, ring = self.options.kv_dtype, k.window > 0
+        return KVCache(k.kv_heads, k.length, value_length, k.positions, dtype, ring, v_from_k=len(names) < 2)
 
     @property
     def counter(self) -> Ref:
         """A word for stages that find out which block is last, zero between launches."""
-        return Ref("sync", sync_bytes(self.graph.spec) - 4)
+        return Ref("sync", sync_bytes(self.graph) - 4)
 
     def is_last_user(self, node: Node, value: str) -> bool:
         """Whether every other node that reads a value runs before ``node``."""

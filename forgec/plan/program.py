@@ -109,6 +109,7 @@ class Program:
     context: int
     chunk: int
     ring: int
+    rollback: int | None  # positions by which a sequence may be shortened; None: any, no layer is a ring
     buffers: tuple[Buffer, ...]
     tensors: tuple[PackedTensor, ...]
     kernels: tuple[StageParams, ...]
@@ -122,11 +123,6 @@ class Program:
     def tensor_at(self) -> Mapping[int, PackedTensor]:
         """The tensor that starts at each offset of weights.bin."""
         return {tensor.offset: tensor for tensor in self.tensors}
-
-    @property
-    def kv_bytes_per_position(self) -> int:
-        """Bytes of KV cache per token of context, over all layers."""
-        return self.buffer("kv").bytes // self.context
 
     @property
     def device_bytes(self) -> int:

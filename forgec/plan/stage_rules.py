@@ -11,20 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from forgec.errors import VerifyError
 from forgec.ir import ops
 from forgec.ir.graph import Node
-from forgec.plan.geometry import (
-    attention_tile,
-    lanes_per_key,
-    lanes_per_row,
-    matmul_grid,
-    matvec_grid,
-    matvec_tuning,
-)
+from forgec.plan.attention_rules import append_new_rows, attention, written_as, written_to
+from forgec.plan.geometry import lanes_per_row, matmul_grid, matvec_grid, matvec_tuning
 from forgec.plan.lowering import STATE, Arguments, Lowered, Lowering, Temp
 from forgec.plan.moe_rules import MOE_RULES
 from forgec.plan.program import Argument, Ref
 from forgec.plan.stages import (
-    AttentionDecodeParams,
-    AttentionPrefillParams,
     EmbeddingParams,
     MatmulParams,
     MatvecParams,
@@ -36,7 +28,7 @@ from forgec.plan.stages import (
     SampleParams,
     Segment,
 )
-from forgec.plan.tuning import attention_splits, grid_blocks, lookup
+from forgec.plan.tuning import grid_blocks, lookup
 from forgec.plan.unfused_rules import UNFUSED_RULES, pointwise
 
 __all__ = ["lower_node"]
@@ -72,52 +64,6 @@ def _embedding(at: Lowering, node: Node) -> Iterator[Lowered]:
     yield Lowered(params, grid_blocks(at.rows, at.target), args, node.name)
 
 
-def _attention(at: Lowering, node: Node) -> Iterator[Lowered]:
-    op = node.op
-    assert isinstance(op, ops.Attention)
-    tuning = lookup("attention", at.options.kv_dtype, at.target)
-    if op != ops.Attention(op.heads, op.kv_heads, op.head_length, op.scale, op.causal):
-        raise VerifyError(f"node '{node.name}': operation '{op}' has no stage")
-    q, k, v = node.inputs
-    common = at.common(tuning)
-    kv_dtype = at.options.kv_dtype
-    inputs = (STATE, at.value(q), at.cache(k), at.cache(v))
-    out = at.value(node.outputs[0])
-    if not at.decode:
-        kv_bytes = {"f16": 2, "f32": 4}[kv_dtype]
-        queries, keys = attention_tile(op.heads, op.head_length, kv_bytes, at.rows, tuning, at.target)
-        params = AttentionPrefillParams(
-            *common,
-            heads=op.heads,
-            kv_heads=op.kv_heads,
-            head_length=op.head_length,
-            context=at.context,
-            kv_dtype=kv_dtype,
-            scale=op.scale,
-            causal=op.causal,
-            tile_queries=queries,
-            tile_keys=keys,
-        )
-        tiles = op.heads * -(-at.rows // params.tile_queries)
-        yield Lowered(params, grid_blocks(tiles, at.target, 8), (*inputs, out), node.name)
-        return
-    splits = attention_splits(op.kv_heads, at.context, at.target)
-    decode = AttentionDecodeParams(
-        *common,
-        heads=op.heads,
-        kv_heads=op.kv_heads,
-        head_length=op.head_length,
-        context=at.context,
-        kv_dtype=kv_dtype,
-        scale=op.scale,
-        splits=splits,
-        lanes_per_key=lanes_per_key(op.head_length, at.target),
-    )
-    partial = at.temp(f"{node.name}.partial", 4 * op.heads * splits * (op.head_length + 2))
-    grid = grid_blocks(op.kv_heads * splits, at.target)
-    yield Lowered(decode, grid, (*inputs, partial, Ref("sync", 0), out), node.name)
-
-
 def _linear(at: Lowering, node: Node) -> Iterator[Lowered]:
     assert isinstance(node.op, ops.FusedLinear)
     # The head runs on one chosen row in both timelines: the same kernel serves a prompt and a token.
@@ -139,10 +85,10 @@ def _weight_args(at: Lowering, inputs: ops.LinearInputs) -> tuple[Ref, ...]:
     return tuple(ref for name in (*inputs.weights, *inputs.biases) for ref in at.planes(name))
 
 
-def _rope_fields(at: Lowering, op: ops.RopeKV) -> RopeFields:
-    return RopeFields(
-        op.heads, op.kv_heads, op.head_length, op.dims, op.interleaved, at.context, at.options.kv_dtype
-    )
+def _rope_fields(at: Lowering, op: ops.RopeKV, inputs: ops.LinearInputs) -> RopeFields:
+    assert inputs.k_cache is not None
+    shape = (op.heads, op.kv_heads, op.head_length, op.dims, op.interleaved, at.context)
+    return RopeFields(*shape, *written_as(at, inputs.k_cache))
 
 
 def _act(at: Lowering, node: Node, op: ops.FusedLinear, segments: tuple[Segment, ...]) -> str:
@@ -230,7 +176,9 @@ def _matvec(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInp
         row_select=selected is not None,
         lanes_per_row=lanes_per_row(segments, weight.cols, tuning, at.target),
         rows_per_group=tuning.rows_per_group,
-        rope=_rope_fields(at, op.epilogue) if isinstance(op.epilogue, ops.RopeKV) and not normed else None,
+        rope=_rope_fields(at, op.epilogue, inputs)
+        if isinstance(op.epilogue, ops.RopeKV) and not normed
+        else None,
     )
     qkv = at.temp(f"{node.name}.qkv", 4 * params.rows)
     args: Arguments = (
@@ -243,6 +191,7 @@ def _matvec(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInp
     yield Lowered(params, matvec_grid(params, tuning, at.target), args, node.name)
     if normed:
         yield _rope_kv(at, node, op, inputs, qkv)
+    yield from _append_product(at, node, inputs)
 
 
 def _selected(at: Lowering, name: str) -> Temp | None:
@@ -256,7 +205,7 @@ def _selected(at: Lowering, name: str) -> Temp | None:
 def _tail(at: Lowering, node: Node, inputs: ops.LinearInputs) -> tuple[Argument | Temp, ...]:
     """The arguments behind the weights of a matvec: by epilogue."""
     if inputs.k_cache is not None and inputs.v_cache is not None:
-        caches = (at.cache(inputs.k_cache), at.cache(inputs.v_cache))
+        caches = (written_to(at, inputs.k_cache), written_to(at, inputs.v_cache))
         table = at.planes(inputs.rope_table) if inputs.rope_table else ()
         return (*table, at.value(node.outputs[0]), *caches)
     out = _output(at, node, inputs)
@@ -294,13 +243,20 @@ def _matmul(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInp
     yield Lowered(params, matmul_grid(params, at.rows, at.target), args, node.name)
     if rope:
         yield _rope_kv(at, node, op, inputs, qkv)
+    yield from _append_product(at, node, inputs)
+
+
+def _append_product(at: Lowering, node: Node, inputs: ops.LinearInputs) -> Iterator[Lowered]:
+    if inputs.k_cache is not None and inputs.v_cache is not None:
+        yield from append_new_rows(at, node, inputs.k_cache, inputs.v_cache)
 
 
 def _rope_kv(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInputs, qkv: Temp) -> Lowered:
     """The launch behind a product of q, k and v: norms, rotation, and the append to the caches."""
     assert isinstance(op.epilogue, ops.RopeKV)
     common = at.common(lookup("rope_kv", "f32", at.target))
-    rope, tail, name = _rope_fields(at, op.epilogue), _tail(at, node, inputs), f"{node.name}.rope_kv"
+    rope, name = _rope_fields(at, op.epilogue, inputs), f"{node.name}.rope_kv"
+    tail = _tail(at, node, inputs)
     norm = op.epilogue.norm
     if norm is None or inputs.q_norm is None or inputs.k_norm is None:
         return Lowered(
@@ -358,7 +314,7 @@ def _sample(at: Lowering, node: Node) -> Iterator[Lowered]:
 
 RULES: Mapping[type[ops.Op], Callable[[Lowering, Node], Iterator[Lowered]]] = {
     ops.Embedding: _embedding,
-    ops.Attention: _attention,
+    ops.Attention: attention,
     ops.FusedLinear: _linear,
     ops.Linear: _plain_linear,
     ops.SelectRow: _select_row,

@@ -24,13 +24,15 @@ from forgec.plan.stages import (
     MatvecParams,
     NormParams,
     NormRopeKVParams,
+    QKParams,
     QuantiseParams,
     RopeKVParams,
     SampleParams,
+    WeightedVParams,
 )
-from forgec.plan.stages.base import KV_BYTES
+from forgec.plan.stages.cache import rows_bytes
 
-__all__ = ["Traffic", "launch_traffic", "weight_bytes_per_token"]
+__all__ = ["Traffic", "cache_bytes_per_position", "launch_traffic", "weight_bytes_per_token"]
 
 F32 = 4
 
@@ -51,19 +53,22 @@ class Traffic:
 def launch_traffic(launch: Launch, program: Program, rows: int, position: int) -> Traffic:
     """Bytes that a launch moves for ``rows`` rows when ``position`` tokens are in the KV cache."""
     kernel = launch.kernel
-    element = KV_BYTES[program.kv_dtype]
     cache = 0
     match kernel:
         case MatvecParams():
             activations = F32 * (kernel.cols + kernel.out_rows)
             if kernel.rope is not None:
-                cache = element * 2 * kernel.rope.kv_heads * kernel.rope.head_length
+                rope = kernel.rope
+                cache = rows_bytes(rope.kv_dtype, 2 * rope.kv_heads, rope.head_length)
         case MatmulParams():
             x = kernel.cols if kernel.act == "q8" else F32 * kernel.cols
             activations = rows * (x + F32 * kernel.out_rows)
         case AttentionDecodeParams() | AttentionPrefillParams():
-            activations = rows * F32 * 2 * kernel.heads * kernel.head_length
-            cache = element * 2 * kernel.kv_heads * kernel.head_length * (position + rows)
+            activations = rows * F32 * kernel.heads * (kernel.cache.key_length + kernel.cache.value_length)
+            keys = position + rows
+            if kernel.window:
+                keys = min(keys, kernel.window + rows - 1)
+            cache = kernel.cache.bytes_per_position * keys
         case EmbeddingParams():
             activations = rows * F32 * kernel.cols
         case NormParams() | QuantiseParams():
@@ -89,6 +94,17 @@ def launch_traffic(launch: Launch, program: Program, rows: int, position: int) -
         case _:
             activations = 0
     return Traffic(_weight_bytes(launch, program, rows), cache, activations)
+
+
+def cache_bytes_per_position(program: Program) -> int:
+    """Bytes of KV cache that one more position adds to a decode step while no window is full."""
+    kernels = [launch.kernel for launch in program.sequences["decode"]]
+    fused = sum(k.cache.bytes_per_position for k in kernels if isinstance(k, AttentionDecodeParams))
+    return fused + sum(
+        rows_bytes(k.cache.dtype, k.cache.kv_heads, k.cache.key_length)
+        for k in kernels
+        if isinstance(k, QKParams | WeightedVParams)
+    )
 
 
 def weight_bytes_per_token(program: Program) -> int:

@@ -82,11 +82,10 @@ def _rope(at: Lowering, node: Node) -> Iterator[Lowered]:
 def _kv_append(at: Lowering, node: Node) -> Iterator[Lowered]:
     op = node.op
     assert isinstance(op, ops.KVAppend)
-    k, v, k_cache, v_cache = node.inputs
-    params = KVAppendParams(
-        *_common(at, "kv_append"), op.kv_heads, op.head_length, at.context, at.options.kv_dtype
-    )
-    args: Arguments = (STATE, at.value(k), at.value(v), at.cache(k_cache), at.cache(v_cache))
+    half = len(node.inputs) // 2
+    rows, caches = node.inputs[:half], node.inputs[half:]
+    params = KVAppendParams(*_common(at, "kv_append"), at.kv_cache(*caches, value_length=op.v_length))
+    args: Arguments = (STATE, *(at.value(name) for name in rows), *(at.cache(name) for name in caches))
     return _launch(at, params, args, node, at.rows)
 
 
@@ -107,8 +106,8 @@ def _qk(at: Lowering, node: Node) -> Iterator[Lowered]:
     op = node.op
     assert isinstance(op, ops.QK)
     q, k_cache = node.inputs
-    shape = (op.heads, op.kv_heads, op.head_length, at.context)
-    params = QKParams(*_common(at, "qk"), *shape, at.options.kv_dtype, 1.0)
+    cache = at.kv_cache(k_cache, value_length=op.head_length)
+    params = QKParams(*_common(at, "qk"), op.heads, cache)
     args: Arguments = (STATE, at.value(q), at.cache(k_cache), _scores(at, node.outputs[0]))
     return _launch(at, params, args, node, op.heads * at.rows)
 
@@ -117,17 +116,9 @@ def _weighted_v(at: Lowering, node: Node) -> Iterator[Lowered]:
     op = node.op
     assert isinstance(op, ops.WeightedV)
     weights, v_cache = node.inputs
-    if op.row_length:
-        raise VerifyError(f"node '{node.name}': operation '{op}' has no stage")
-    params = WeightedVParams(
-        *_common(at, "weighted_v"),
-        op.heads,
-        op.kv_heads,
-        op.value_length,
-        at.context,
-        at.options.kv_dtype,
-        1.0,
-    )
+    # Rows of values alone are rows of which the values are the whole.
+    cache = at.kv_cache(v_cache, value_length=op.value_length)
+    params = WeightedVParams(*_common(at, "weighted_v"), op.heads, cache)
     args: Arguments = (STATE, _scores(at, weights), at.cache(v_cache), at.value(node.outputs[0]))
     return _launch(at, params, args, node, op.heads * at.rows)
 
@@ -138,16 +129,20 @@ def _on_scores(at: Lowering, node: Node) -> Iterator[Lowered]:
     op, name = node.op, node.inputs[0]
     heads = _heads(at, name)
     params: StageParams
+    sinks: Arguments = ()
     match op:
         case ops.Scale():
             params = ScaleParams(*_common(at, "scale"), heads, at.context, op.factor)
-        case ops.Mask(window=0, alibi=0.0):
-            params = MaskParams(*_common(at, "mask"), heads, at.context, op.causal)
-        case ops.Softmax(sinks=False):
-            params = SoftmaxParams(*_common(at, "softmax"), heads, at.context)
+        case ops.SoftCap():
+            params = ScaleParams(*_common(at, "scale"), heads, at.context, op.cap, capped=True)
+        case ops.Mask():
+            params = MaskParams(*_common(at, "mask"), heads, at.context, op.causal, op.window, op.alibi)
+        case ops.Softmax():
+            params = SoftmaxParams(*_common(at, "softmax"), heads, at.context, op.sinks)
+            sinks = at.planes(node.inputs[1]) if op.sinks else ()
         case _:
             raise VerifyError(f"node '{node.name}': operation '{op}' has no stage")
-    args: Arguments = (STATE, _scores(at, name), _scores(at, node.outputs[0]))
+    args: Arguments = (STATE, _scores(at, name), *sinks, _scores(at, node.outputs[0]))
     return _launch(at, params, args, node, heads * at.rows)
 
 
@@ -187,6 +182,7 @@ UNFUSED_RULES: Mapping[type[ops.Op], Callable[[Lowering, Node], Iterator[Lowered
     ops.KVAppend: _kv_append,
     ops.QK: _qk,
     ops.Scale: _on_scores,
+    ops.SoftCap: _on_scores,
     ops.Mask: _on_scores,
     ops.Softmax: _on_scores,
     ops.WeightedV: _weighted_v,
@@ -195,6 +191,5 @@ UNFUSED_RULES: Mapping[type[ops.Op], Callable[[Lowering, Node], Iterator[Lowered
     ops.SiLU: _elementwise,
     ops.GELU: _elementwise,
     ops.SquaredReLU: _elementwise,
-    ops.SoftCap: _on_scores,
     ops.Clamp: _elementwise,
 }

@@ -1,37 +1,50 @@
 """Shared by the tests of the attention stages: random cases, exact references in float64, error bounds.
 
-Shapes follow the stages: q [rows, heads, head_length], caches [kv_heads, context, head_length], scores
-[heads, rows, context].
+Shapes follow the stages: q [rows, heads, key_length], caches [kv_heads, positions, length], scores
+[heads, rows, keys].
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from forgec.plan.stages import KVCache
+from forgec.reference.ops import alibi_slopes
 from tests.kernels.harness import EVERY_DEVICE, State, common
 
 #: The CPU with its own templates and every other device with the common ones. At width 1 the common ones are
 #: written for other register files and take clang seconds to unroll, so that one small test each has to do.
 ATTENTION_DEVICES = ["cpu-own", *(p for p in EVERY_DEVICE if p.values[0] != "cpu")]
-KV_DTYPES = {"f16": np.float16, "f32": np.float32}
+KV_DTYPES: dict[str, Any] = {"f16": np.float16, "f32": np.float32, "q8_0": np.uint8}
 
 
 @dataclass(frozen=True)
 class Case:
-    """Random q and caches of one attention; what lies behind position + rows in the caches is NaN."""
+    """Random q and caches of one attention; cache rows of other than the visible positions hold NaN.
+
+    ``k`` and ``v`` are what position p holds, float64 [kv_heads, position + rows, length]; ``k_cache`` and
+    ``v_cache`` the arrays that a stage reads. ``form`` has window, softcap, alibi and sinks of the stage.
+    """
 
     heads: int
-    kv_heads: int
-    head_length: int
+    cache: KVCache
     context: int
-    kv_dtype: str
     rows: int
     position: int
-    q: np.ndarray  # f32 [rows, heads, head_length]
-    k: np.ndarray  # f16 or f32 [kv_heads, context, head_length]
+    q: np.ndarray  # f32 [rows, heads, key_length]
+    k: np.ndarray
     v: np.ndarray
+    k_cache: np.ndarray
+    v_cache: np.ndarray
+    form: dict[str, Any] = field(default_factory=dict)
+    sinks: np.ndarray | None = None
+
+    @property
+    def kv_heads(self) -> int:
+        return self.cache.kv_heads
 
     @property
     def keys(self) -> int:
@@ -39,22 +52,36 @@ class Case:
 
     @property
     def scale(self) -> float:
-        return float(self.head_length**-0.5)
+        return float(self.cache.key_length**-0.5)
 
     @property
     def state(self) -> State:
         return State(rows=self.rows, position=self.position)
 
-    def params(
-        self, device: str, block: int | None = None
-    ) -> tuple[str, int, int, int, int, int, int, str, float]:
-        """The fields with which the parameters of every attention stage begin."""
-        shape = (self.heads, self.kv_heads, self.head_length, self.context)
-        return (*common(device, block), *shape, self.kv_dtype, self.scale)
+    def params(self, device: str, block: int | None = None) -> tuple[Any, ...]:
+        """The fields with which the parameters of the fused stages begin."""
+        form = {"window": 0, "softcap": 0.0, "alibi": 0.0} | self.form
+        return (
+            *common(device, block),
+            self.heads,
+            self.cache,
+            self.scale,
+            *form.values(),
+            self.sinks is not None,
+        )
 
-    def repeated(self, cache: np.ndarray) -> np.ndarray:
-        """A cache's keys in float64 for every query head: [heads, keys, head_length]."""
-        return np.repeat(cache[:, : self.keys].astype(np.float64), self.heads // self.kv_heads, axis=0)
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arguments that the fused stages read."""
+        given = {"q": self.q, "k_cache": self.k_cache}
+        if not self.cache.v_from_k:
+            given["v_cache"] = self.v_cache
+        if self.sinks is not None:
+            given["sinks"] = self.sinks
+        return given
+
+    def repeated(self, rows: np.ndarray) -> np.ndarray:
+        """What the positions hold, for every query head: float64 [heads, keys, length]."""
+        return np.repeat(rows[:, : self.keys], self.heads // self.kv_heads, axis=0)
 
 
 def make_case(
@@ -63,18 +90,60 @@ def make_case(
     heads: int = 6,
     kv_heads: int = 2,
     head_length: int = 64,
+    value_length: int | None = None,
     rows: int = 1,
     position: int = 0,
     kv_dtype: str = "f16",
     size: float = 1.0,
     context: int = 160,
+    ring: int = 0,
+    v_from_k: bool = False,
+    sinks: bool = False,
+    **form: Any,
 ) -> Case:
-    """A random case; ``size`` scales queries, so that scores grow with it. Equal contexts share kernels."""
-    dtype = KV_DTYPES[kv_dtype]
+    """A random case; ``size`` scales queries, so that scores grow with it. Equal contexts share kernels.
+
+    ``ring`` keeps that many positions; ``form`` is window, softcap and alibi.
+    """
+    lengths = (head_length, value_length or head_length)
+    cache = KVCache(kv_heads, *lengths, ring or context, kv_dtype, ring > 0, v_from_k)
     q = (rng.standard_normal((rows, heads, head_length)) * size).astype(np.float32)
-    k, v = rng.standard_normal((2, kv_heads, context, head_length)).astype(dtype)
-    k[:, position + rows :], v[:, position + rows :] = np.nan, np.nan
-    return Case(heads, kv_heads, head_length, context, kv_dtype, rows, position, q, k, v)
+    keys, arrays = position + rows, []
+    for length in (head_length, head_length if v_from_k else lengths[1]):
+        stored = rng.standard_normal((kv_heads, keys, length)).astype(np.float32)
+        arrays += store(stored, cache)
+    k, k_cache, v, v_cache = arrays
+    if v_from_k:
+        v = k[..., : lengths[1]]
+    logits = rng.standard_normal(heads).astype(np.float32) if sinks else None
+    return Case(heads, cache, context, rows, position, q, k, v, k_cache, v_cache, form, logits)
+
+
+def store(rows: np.ndarray, cache: KVCache) -> tuple[np.ndarray, np.ndarray]:
+    """f32 [kv_heads, keys, length] as a cache rounds it, in float64, and the cache's array."""
+    kv_heads, keys, length = rows.shape
+    held = np.arange(max(0, keys - cache.positions), keys)  # the positions that are still there
+    at = held % cache.positions if cache.ring else held
+    if cache.dtype != "q8_0":
+        array = np.full((kv_heads, cache.positions, length), np.nan, KV_DTYPES[cache.dtype])
+        array[:, at] = rows[:, held]
+        return rows.astype(array.dtype).astype(np.float64), array
+    scales, quants = quantise_row(rows)
+    all_quants = np.full((kv_heads, cache.positions, length), 99, np.int8)
+    all_scales = np.full((kv_heads, cache.positions, length // 32), np.nan, np.float16)
+    all_quants[:, at], all_scales[:, at] = quants[:, held], scales[:, held]
+    exact = (scales.astype(np.float64)[..., None] * quants.reshape(*scales.shape, 32)).reshape(rows.shape)
+    return exact, np.concatenate([all_quants.view(np.uint8).ravel(), all_scales.view(np.uint8).ravel()])
+
+
+def quantise_row(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """f16 scales [..., length / 32] and int8 [..., length] of f32 rows, as ggml makes q8_0."""
+    blocks = rows.astype(np.float32).reshape(*rows.shape[:-1], -1, 32)
+    largest = np.abs(blocks).max(-1)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(largest > 0, np.float32(127) / largest, np.float32(0))
+    quants = np.rint(blocks * inverse[..., None]).astype(np.int8)
+    return (largest / np.float32(127)).astype(np.float16), quants.reshape(rows.shape)
 
 
 def exact_scores(case: Case) -> tuple[np.ndarray, np.ndarray]:
@@ -83,27 +152,44 @@ def exact_scores(case: Case) -> tuple[np.ndarray, np.ndarray]:
     return np.einsum("rhd,hcd->hrc", q, keys), np.einsum("rhd,hcd->hrc", np.abs(q), np.abs(keys))
 
 
-def exact_softmax(scores: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis; rows of nothing but -inf give zeros."""
+def exact_softmax(scores: np.ndarray, sinks: np.ndarray | None = None) -> np.ndarray:
+    """Softmax over the last axis; rows of nothing but -inf give zeros. ``sinks`` [heads] joins the sum."""
     top = scores.max(-1, keepdims=True)
-    weights = np.exp(scores - np.where(np.isneginf(top), 0.0, top))
-    return weights / np.maximum(weights.sum(-1, keepdims=True), 1e-300)
+    sink = np.full((len(scores), 1, 1), -np.inf) if sinks is None else sinks.astype(np.float64)[:, None, None]
+    top = np.maximum(top, sink)
+    zero = np.where(np.isneginf(top), 0.0, top)
+    weights = np.exp(scores - zero)
+    return weights / np.maximum(weights.sum(-1, keepdims=True) + np.exp(sink - zero), 1e-300)
+
+
+def visible(case: Case, causal: bool) -> np.ndarray:
+    """Which keys a row sees: bool [rows, keys]."""
+    own, key = case.position + np.arange(case.rows)[:, None], np.arange(case.keys)[None, :]
+    seen = key <= own if causal else np.ones((case.rows, case.keys), bool)
+    window = case.form.get("window", 0)
+    return seen & (key > own - window) if window else seen
 
 
 def exact_attention(case: Case, causal: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Attention output [rows, heads, head_length] and a magnitude for ``assert_close``.
+    """Attention output [rows, heads, value_length] and a magnitude for ``assert_close``.
 
-    A score's rounding error is relative to the sum of its |terms| and moves a weight by as much, relatively;
-    so the error of the output is bounded by the weighted |v| times one plus the largest such sum.
+    A score's rounding error is relative to the sum of its |terms| (and to the cap and the bias where there
+    are some) and moves a weight by as much, relatively; so the error of the output is bounded by the weighted
+    |v| times one plus the largest such sum.
     """
     scores, sizes = exact_scores(case)
-    if causal:
-        hidden = np.arange(case.keys)[None, :] > case.position + np.arange(case.rows)[:, None]
-        scores = np.where(hidden, -np.inf, scores)
-        sizes = np.where(hidden, 0.0, sizes)
-    weights = exact_softmax(scores * case.scale)
+    scores, sizes = scores * case.scale, sizes * case.scale
+    cap, max_bias = case.form.get("softcap", 0.0), case.form.get("alibi", 0.0)
+    if cap:
+        scores, sizes = cap * np.tanh(scores / cap), sizes + cap
+    if max_bias:
+        distance = np.arange(case.keys)[None, :] - case.position - np.arange(case.rows)[:, None]
+        bias = alibi_slopes(case.heads, max_bias)[:, None, None] * distance
+        scores, sizes = scores + bias, sizes + np.abs(bias)
+    seen = visible(case, causal)
+    scores, sizes = np.where(seen, scores, -np.inf), np.where(seen, sizes, 0.0)
+    weights = exact_softmax(scores, case.sinks)
     values = case.repeated(case.v)
     out = np.einsum("hrc,hcd->rhd", weights, values)
     bound = np.einsum("hrc,hcd->rhd", weights, np.abs(values))
-    reach = 1.0 + 2.0 * case.scale * sizes.max(-1).T[:, :, None]
-    return out, bound * reach
+    return out, bound * (1.0 + 2.0 * sizes.max(-1).T[:, :, None])

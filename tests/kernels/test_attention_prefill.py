@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from forgec.plan.geometry import attention_tile
-from forgec.plan.stages import AttentionPrefillParams
+from forgec.plan.stages import AttentionPrefillParams, KVCache
 from forgec.plan.tuning import lookup
 from forgec.targets import get_target
 from tests.kernels.attention_cases import (
     ATTENTION_DEVICES,
-    KV_DTYPES,
     Case,
     exact_attention,
     make_case,
@@ -29,15 +28,19 @@ def flash(
     block: int | None = None,
     blocks: tuple[int, ...] = (1, 3),
 ) -> np.ndarray:
-    params = AttentionPrefillParams(*case.params(device, block), causal, *tiles)
-    arrays = {"q": case.q, "k_cache": case.k, "v_cache": case.v, "out": np.full_like(case.q, np.nan)}
+    queries, keys = tiles
+    params = AttentionPrefillParams(
+        *case.params(device, block), causal=causal, tile_queries=queries, tile_keys=keys
+    )
+    out = np.full((case.rows, case.heads, case.cache.value_length), np.nan, np.float32)
+    arrays = case.arrays() | {"out": out}
     return run_stage(params, arrays, state=case.state, device=device, blocks=blocks)["out"]
 
 
 def check(case: Case, device: str, causal: bool, **options: object) -> None:
     out = flash(case, device, causal, **options)  # type: ignore[arg-type]
     expected, magnitude = exact_attention(case, causal)
-    assert_close(out, expected, magnitude, case.keys + case.head_length)
+    assert_close(out, expected, magnitude, case.keys + case.cache.key_length)
 
 
 @pytest.mark.parametrize("head_length", [64, 36, 100])
@@ -55,16 +58,20 @@ def test_common_template_on_the_cpu(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("target_name", ["gfx1100", "gfx942", "sm_90"])
-@pytest.mark.parametrize(("heads", "head_length"), [(9, 64), (64, 128), (8, 256)])
-@pytest.mark.parametrize("kv_dtype", ["f16", "f32"])
+@pytest.mark.parametrize(("heads", "head_length"), [(9, 64), (64, 128), (8, 256), (4, 576)])
+@pytest.mark.parametrize("kv_dtype", ["f16", "f32", "q8_0"])
 def test_planned_tiles_fit_into_lds_without_spills(
     target_name: str, heads: int, head_length: int, kv_dtype: str
 ) -> None:
     target = get_target(target_name)
     tuning = lookup("attention", kv_dtype, target)
-    tile = attention_tile(heads, head_length, KV_DTYPES[kv_dtype]().itemsize, 128, tuning, target)
-    shape = (heads, heads // 4 or 1, head_length, 512, kv_dtype, 0.1)
-    params = AttentionPrefillParams(target.family, target.wave, target.block_size, *shape, True, *tile)
+    cache = KVCache(heads // 4 or 1, head_length, min(head_length, 512), 512, kv_dtype)
+    held = 2 if kv_dtype == "f16" else 4
+    queries, keys = attention_tile(heads, (head_length, cache.value_length), held, 128, tuning, target)
+    common = (target.family, target.wave, target.block_size)
+    params = AttentionPrefillParams(
+        *common, heads, cache, 0.1, causal=True, tile_queries=queries, tile_keys=keys
+    )
     code = compile_stage(params, target_name).kernel(params.symbol)
     assert 0 < code.lds_bytes <= 48 << 10
     assert code.scratch_bytes == 0
@@ -104,6 +111,27 @@ class TestNonCausal:
         assert_close(full[-1:], expected[-1:], exact_attention(case, True)[1][-1:], case.keys + 64)
 
 
+FORMS: dict[str, dict[str, object]] = {
+    "window": {"window": 13},
+    "window in a ring": {"window": 30, "ring": 128, "position": 211},
+    "soft-cap": {"softcap": 5.0, "size": 8.0},
+    "slopes of six heads": {"alibi": 8.0},
+    "sinks": {"sinks": True},
+    "short values": {"head_length": 96, "value_length": 64},
+    "values in keys": {"head_length": 96, "value_length": 64, "v_from_k": True, "kv_heads": 1},
+    "quantised": {"kv_dtype": "q8_0"},
+    "everything": {"head_length": 96, "value_length": 32, "kv_dtype": "q8_0", "window": 70, "ring": 128,
+                   "position": 333, "softcap": 9.0, "alibi": 4.0, "sinks": True},
+}  # fmt: skip
+
+
+@on_devices
+@pytest.mark.parametrize("form", FORMS)
+def test_forms(rng: np.random.Generator, device: str, form: str) -> None:
+    case = make_case(rng, **{"rows": 37, "position": 19} | FORMS[form])  # type: ignore[arg-type]
+    check(case, device, causal=form != "sinks")
+
+
 class TestCausal:
     @on_devices
     def test_one_tile(self, rng: np.random.Generator, device: str) -> None:
@@ -131,7 +159,7 @@ class TestCausal:
     def test_single_row_at_position_zero_is_the_value(self, rng: np.random.Generator, device: str) -> None:
         case = make_case(rng)
         out = flash(case, device, causal=True)
-        assert_close(out[0], np.repeat(case.v[:, 0].astype(np.float64), 3, axis=0), np.abs(out[0]), 4)
+        assert_close(out[0], np.repeat(case.v[:, 0], 3, axis=0), np.abs(out[0]), 4)
 
     @on_devices
     @pytest.mark.parametrize("head_length", [48, 128, 256])

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from forgec.plan.stages import MaskParams, QKParams, ScaleParams, SoftmaxParams, WeightedVParams
+from forgec.plan.stages import (
+    MaskParams,
+    QKParams,
+    ScaleParams,
+    SoftmaxParams,
+    StageParams,
+    WeightedVParams,
+)
 from tests.kernels.attention_cases import Case, exact_attention, exact_scores, exact_softmax, make_case
 from tests.kernels.harness import EVERY_DEVICE, State, assert_close, common, run_stage
 
@@ -16,10 +23,10 @@ def run_qk(case: Case, device: str, block: int | None = None) -> np.ndarray:
     """Scores [heads, rows, context], NaN where the stage must not write."""
     arrays = {
         "q": case.q,
-        "k_cache": case.k,
+        "k_cache": case.k_cache,
         "scores": np.full((case.heads, case.rows, case.context), np.nan, np.float32),
     }
-    params = QKParams(*case.params(device, block))
+    params = QKParams(*common(device, block), case.heads, case.cache)
     return run_stage(params, arrays, state=case.state, device=device)["scores"]
 
 
@@ -42,8 +49,9 @@ def check_softmax(scores: np.ndarray, device: str) -> None:
 
 
 def run_weighted_v(case: Case, p: np.ndarray, device: str) -> np.ndarray:
-    params = WeightedVParams(*case.params(device))
-    arrays = {"p": p, "v_cache": case.v, "out": np.full_like(case.q, np.nan)}
+    params = WeightedVParams(*common(device), case.heads, case.cache)
+    out = np.full((case.rows, case.heads, case.cache.value_length), np.nan, np.float32)
+    arrays = {"p": p, "v_cache": case.k_cache if case.cache.v_from_k else case.v_cache, "out": out}
     return run_stage(params, arrays, state=case.state, device=device)["out"]
 
 
@@ -75,7 +83,7 @@ class TestQK:
     def test_each_head_reads_the_keys_of_its_group(self, rng: np.random.Generator, device: str) -> None:
         case = make_case(rng, heads=8, kv_heads=4, head_length=32, rows=2, position=3, kv_dtype="f32")
         case.q[:] = 1.0
-        case.k[:, :5] = np.arange(4, dtype=np.float32)[:, None, None]
+        case.k_cache[:, :5] = np.arange(4, dtype=np.float32)[:, None, None]
         scores = run_qk(case, device)[:, :, :5]
         np.testing.assert_array_equal(
             scores, np.repeat(np.arange(4.0) * 32, 2)[:, None, None] * np.ones((1, 2, 5))
@@ -160,16 +168,46 @@ class TestWeightedV:
         out = run_weighted_v(case, p, device)
         for h in range(6):
             for r in range(5):
-                np.testing.assert_array_equal(out[r, h], case.v[h // 2, chosen[h, r]].astype(np.float32))
+                np.testing.assert_array_equal(out[r, h], case.v[h // 2, chosen[h, r]])
 
 
 @on_devices
 def test_chain_of_unfused_stages_is_attention(rng: np.random.Generator, device: str) -> None:
-    case = make_case(rng, heads=6, kv_heads=3, head_length=48, rows=13, position=21)
+    check_chain(make_case(rng, heads=6, kv_heads=3, head_length=48, rows=13, position=21), device)
+
+
+@on_devices
+def test_chain_of_everything(rng: np.random.Generator, device: str) -> None:
+    """A window, a soft-cap, ALiBi's slopes, sinks, and values that are a prefix of quantised keys."""
+    case = make_case(
+        rng,
+        heads=6,
+        kv_heads=2,
+        head_length=96,
+        value_length=40,
+        v_from_k=True,
+        kv_dtype="q8_0",
+        rows=13,
+        position=21,
+        sinks=True,
+        window=9,
+        softcap=4.0,
+        alibi=8.0,
+    )
+    check_chain(case, device)
+
+
+def check_chain(case: Case, device: str) -> None:
     shape = (*common(device), case.heads, case.context)
+    cap, window, alibi = (case.form.get(name, 0) for name in ("softcap", "window", "alibi"))
+    stages: list[StageParams] = [ScaleParams(*shape, case.scale)]
+    stages += [ScaleParams(*shape, cap, capped=True)] if cap else []
+    stages += [MaskParams(*shape, True, window, alibi), SoftmaxParams(*shape, case.sinks is not None)]
     scores = run_qk(case, device)
-    for params in (ScaleParams(*shape, case.scale), MaskParams(*shape, True), SoftmaxParams(*shape)):
+    for params in stages:
         arrays = {"scores": scores, "y": np.zeros_like(scores)}
+        if isinstance(params, SoftmaxParams) and case.sinks is not None:
+            arrays["sinks"] = case.sinks
         scores = run_stage(params, arrays, state=case.state, device=device)["y"]
     expected, magnitude = exact_attention(case, True)
     assert_close(run_weighted_v(case, scores, device), expected, magnitude, case.keys + 48)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from forgec.plan.stages import ElementwiseParams, KVAppendParams, MaskParams, ScaleParams
+from forgec.plan.stages import ElementwiseParams, KVAppendParams, KVCache, MaskParams, ScaleParams
 from tests.kernels.harness import EVERY_DEVICE, State, assert_close, common, run_stage
 from tests.kernels.test_matvec import FACTOR, applied
 
@@ -150,7 +150,7 @@ class TestKVAppend:
     ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """(k, v) f32 [rows, 3, head_length] as given, and the arrays after; caches start as -1."""
         k, v = (rng.standard_normal((2, rows, 3, head_length)) * 10).astype(np.float32)
-        params = KVAppendParams(*common(device), 3, head_length, 40, kv_dtype)
+        params = KVAppendParams(*common(device), KVCache(3, head_length, head_length, 40, kv_dtype))
         cache = np.full((3, 40, head_length), -1, np.float16 if kv_dtype == "f16" else np.float32)
         arrays = {"k": k, "v": v, "k_cache": cache, "v_cache": cache.copy()}
         return k, v, run_stage(params, arrays, state=State(rows=rows, position=position), device=device)

@@ -13,6 +13,7 @@ from forgec.plan.stages.attention import (
     WeightedVParams,
 )
 from forgec.plan.stages.base import Arg, StageParams
+from forgec.plan.stages.cache import KVCache
 from forgec.plan.stages.elementwise import ElementwiseParams, KVAppendParams, RopeParams, SampleParams
 from forgec.plan.stages.experts import (
     ExpertDownParams,
@@ -53,6 +54,7 @@ __all__ = [
     "ExpertUpParams",
     "HeadMatvecParams",
     "KVAppendParams",
+    "KVCache",
     "LatentParams",
     "LinearParams",
     "MaskParams",

@@ -1,13 +1,12 @@
-"""Parameters of the attention stages, fused and unfused.
-
-The cache is [kv_heads][context][head_length], one for K and one for V in every layer.
-"""
+"""Parameters of the attention stages, fused and unfused."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from forgec.plan.stages.base import KV_CTYPES, STATE, Arg, StageParams
+from forgec.plan.stages.base import STATE, Arg, StageParams
+from forgec.plan.stages.cache import KVCache
 
 __all__ = [
     "AttentionDecodeParams",
@@ -20,59 +19,121 @@ __all__ = [
     "WeightedVParams",
 ]
 
+LOG2_E = math.log2(math.e)
+
+
+def _slope_heads(heads: int) -> int:
+    """The largest power of two of heads: those whose ALiBi slopes are regular."""
+    return 1 << (heads.bit_length() - 1)
+
 
 @dataclass(frozen=True)
-class AttentionParams(StageParams):
-    """Shared by the attention stages; the cache is [kv_heads][context][head_length] for K and for V."""
+class CacheReaderParams(StageParams):
+    """Shared by all stages that read the KV cache with a number of query heads."""
 
     heads: int
-    kv_heads: int
-    head_length: int
-    context: int
-    kv_dtype: str
-    scale: float
-
-    @property
-    def kv_ctype(self) -> str:
-        return KV_CTYPES[self.kv_dtype]
+    cache: KVCache
 
     @property
     def group(self) -> int:
         """Query heads that share a KV head."""
-        return self.heads // self.kv_heads
+        return self.heads // self.cache.kv_heads
+
+    @property
+    def k_arg(self) -> Arg:
+        return Arg("k_cache", f"const {self.cache.ctype}*")
+
+    @property
+    def v_arg(self) -> Arg:
+        return Arg("v_cache", f"const {self.cache.ctype}*")
+
+
+@dataclass(frozen=True)
+class AttentionParams(CacheReaderParams):
+    """Shared by the fused stages: softmax(mask(softcap(scale q·k))) v, fields as in ``ops.Attention``."""
+
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+    alibi: float = 0.0
+    sinks: bool = False
+
+    @property
+    def query_factor(self) -> float:
+        """What q is multiplied by: scores come out in base 2, or with a soft-cap c as 2 log2(e) s / c."""
+        return self.scale * LOG2_E * (2.0 / self.softcap if self.softcap else 1.0)
+
+    @property
+    def cap_factor(self) -> float:
+        """The soft-cap in base 2."""
+        return self.softcap * LOG2_E
+
+    @property
+    def slope_heads(self) -> int:
+        return _slope_heads(self.heads)
+
+    @property
+    def slope_step(self) -> float:
+        """Exponent of 2 between the slopes of neighbouring heads."""
+        return self.alibi / self.slope_heads
 
     @property
     def kv_args(self) -> tuple[Arg, ...]:
-        return (Arg("k_cache", f"const {self.kv_ctype}*"), Arg("v_cache", f"const {self.kv_ctype}*"))
+        """The caches, and the sinks where there are some."""
+        caches = (self.k_arg,) if self.cache.v_from_k else (self.k_arg, self.v_arg)
+        return (*caches, Arg("sinks", "const float*")) if self.sinks else caches
+
+    @property
+    def value_cache(self) -> str:
+        """C expression of where values are."""
+        return "k_cache" if self.cache.v_from_k else "v_cache"
+
+    @property
+    def sink_logits(self) -> str:
+        """C expression of the sinks, null without any."""
+        return "sinks" if self.sinks else "nullptr"
 
 
 @dataclass(frozen=True)
 class AttentionDecodeParams(AttentionParams):
-    """One query row; the keys are split ``splits`` ways, the last block of a KV head combines.
+    """One query row; the keys are split up to ``splits`` ways, the last block of a KV head combines.
 
-    ``lanes_per_key`` lanes share one key: each holds ``head_length / lanes_per_key`` elements.
-    ``partial`` is f32 [heads][splits][head_length + 2] (weighted sum, maximum, sum of weights) and
-    ``counters`` u32 [kv_heads], zero between launches.
+    ``lanes_per_key`` lanes share one key: each holds ``key_length / lanes_per_key`` elements.
+    ``partial`` is f32 [heads][splits][value_length] (weighted sums) followed by [heads][splits][2] (maximum,
+    sum of weights), and ``counters`` u32 [kv_heads], zero between launches; other blocks write both. With
+    ``fresh`` the step's own rows come as f32 [kv_heads][length] in ``k_new`` and ``v_new``, and this stage
+    appends them to the cache.
     """
 
-    splits: int
-    lanes_per_key: int
+    splits: int = 1
+    lanes_per_key: int = 1
+    fresh: bool = False
 
     @property
     def stage(self) -> str:
         return "attention_decode"
 
     @property
-    def dims_per_lane(self) -> int:
-        return self.head_length // self.lanes_per_key
+    def k_arg(self) -> Arg:
+        return Arg("k_cache", f"{self.cache.ctype}*") if self.fresh else super().k_arg
+
+    @property
+    def v_arg(self) -> Arg:
+        return Arg("v_cache", f"{self.cache.ctype}*") if self.fresh else super().v_arg
+
+    @property
+    def partial_floats(self) -> int:
+        """Elements of ``partial``."""
+        return self.heads * self.splits * (self.cache.value_length + 2)
 
     @property
     def args(self) -> tuple[Arg, ...]:
-        work = (Arg("partial", "float*"), Arg("counters", "u32*"))
-        return (STATE, Arg("q", "const float*"), *self.kv_args, *work, Arg("out", "float*"))
+        new = (Arg("k_new", "const float*"), Arg("v_new", "const float*")) if self.fresh else ()
+        work = (Arg("partial", "float*", restrict=False), Arg("counters", "u32*", restrict=False))
+        return (STATE, Arg("q", "const float*"), *self.kv_args, *new, *work, Arg("out", "float*"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AttentionPrefillParams(AttentionParams):
     """``state.rows`` query rows against all cached keys, online softmax over key tiles."""
 
@@ -94,8 +155,8 @@ class AttentionPrefillParams(AttentionParams):
 
 
 @dataclass(frozen=True)
-class QKParams(AttentionParams):
-    """scores[h, r, c] = q[r, h, :] · k[h / group, c, :] for c < position + rows; row length ``context``."""
+class QKParams(CacheReaderParams):
+    """scores[h, r, c] = q[r, h, :] · k[h / group, c, :], c < position + rows; row length cache.positions."""
 
     @property
     def stage(self) -> str:
@@ -103,11 +164,11 @@ class QKParams(AttentionParams):
 
     @property
     def args(self) -> tuple[Arg, ...]:
-        return (STATE, Arg("q", "const float*"), self.kv_args[0], Arg("scores", "float*"))
+        return (STATE, Arg("q", "const float*"), self.k_arg, Arg("scores", "float*"))
 
 
 @dataclass(frozen=True)
-class WeightedVParams(AttentionParams):
+class WeightedVParams(CacheReaderParams):
     """out[r, h, :] = sum over c of p[h, r, c] * v[h / group, c, :]."""
 
     @property
@@ -116,16 +177,27 @@ class WeightedVParams(AttentionParams):
 
     @property
     def args(self) -> tuple[Arg, ...]:
-        return (STATE, Arg("p", "const float*"), self.kv_args[1], Arg("out", "float*"))
+        return (STATE, Arg("p", "const float*"), self.v_arg, Arg("out", "float*"))
 
 
 @dataclass(frozen=True)
 class MaskParams(StageParams):
-    """scores[h, r, c] = -inf where c > position + r (causal); row length ``context``."""
+    """scores[h, r, c] plus ALiBi's bias, or -inf where c may not be seen; row length ``context``."""
 
     heads: int
     context: int
     causal: bool
+    window: int = 0
+    alibi: float = 0.0
+
+    @property
+    def slope_heads(self) -> int:
+        return _slope_heads(self.heads)
+
+    @property
+    def slope_step(self) -> float:
+        """Exponent of 2 between the slopes of neighbouring heads."""
+        return self.alibi / self.slope_heads
 
     @property
     def stage(self) -> str:
@@ -138,11 +210,12 @@ class MaskParams(StageParams):
 
 @dataclass(frozen=True)
 class ScaleParams(StageParams):
-    """scores[h, r, c] *= factor for c < position + rows; row length ``context``."""
+    """factor * s, or if ``capped`` factor * tanh(s / factor), of s = scores[h, r, c], c < position + rows."""
 
     heads: int
     context: int
     factor: float
+    capped: bool = False
 
     @property
     def stage(self) -> str:
@@ -155,15 +228,25 @@ class ScaleParams(StageParams):
 
 @dataclass(frozen=True)
 class SoftmaxParams(StageParams):
-    """Softmax over c < position + rows of scores [heads][rows][context]; a fully masked row gives zeros."""
+    """Softmax over c < position + rows of scores [heads][rows][context]; a fully masked row gives zeros.
+
+    With ``sinks`` a logit per head takes part in maximum and sum.
+    """
 
     heads: int
     context: int
+    sinks: bool = False
 
     @property
     def stage(self) -> str:
         return "softmax"
 
     @property
+    def sink_logits(self) -> str:
+        """C expression of the sinks, null without any."""
+        return "sinks" if self.sinks else "nullptr"
+
+    @property
     def args(self) -> tuple[Arg, ...]:
-        return (STATE, Arg("scores", "const float*"), Arg("y", "float*"))
+        sinks = (Arg("sinks", "const float*"),) if self.sinks else ()
+        return (STATE, Arg("scores", "const float*"), *sinks, Arg("y", "float*"))

@@ -17,8 +17,6 @@ from forgec.frontend.codebooks import codebook
 from forgec.plan.layouts import FORMATS
 
 __all__ = [
-    "KV_BYTES",
-    "KV_CTYPES",
     "STATE",
     "Arg",
     "Codebook",
@@ -27,10 +25,6 @@ __all__ = [
     "matrix_of",
 ]
 
-#: C types of a KV-cache element.
-KV_CTYPES = {"f16": "half", "f32": "float"}
-#: Bytes of a KV-cache element.
-KV_BYTES = {"f16": 2, "f32": 4}
 #: Size in bytes of each argument type; every pointer is 8.
 VALUE_SIZES = {"i32": 4, "u32": 4, "float": 4}
 

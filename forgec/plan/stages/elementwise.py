@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from forgec.plan.stages.base import KV_CTYPES, STATE, Arg, StageParams
+from forgec.plan.stages.base import STATE, Arg, StageParams
+from forgec.plan.stages.cache import KVCache
 
 __all__ = [
     "ElementwiseParams",
@@ -78,22 +79,30 @@ class RopeParams(StageParams):
 
 @dataclass(frozen=True)
 class KVAppendParams(StageParams):
-    """Write rows of k and v into the cache at positions ``state.position + row``."""
+    """Write rows of k and v into the cache at positions ``state.position + row``.
 
-    kv_heads: int
-    head_length: int
-    context: int
-    kv_dtype: str
+    k and v are f32 [rows][kv_heads][length], or with ``from_cache`` n caches of n positions themselves,
+    [kv_heads][n][length] with position p in row p % n.
+    """
+
+    cache: KVCache
+    from_cache: int = 0
 
     @property
     def stage(self) -> str:
         return "kv_append"
 
     @property
-    def kv_ctype(self) -> str:
-        return KV_CTYPES[self.kv_dtype]
+    def value_rows(self) -> str:
+        """C statement that writes the values of a row; empty where there are none."""
+        if self.cache.v_from_k:
+            return ""
+        return "put_row<kValueLength>(v_cache, h, row_of(position), v + from * kValueLength);"
 
     @property
     def args(self) -> tuple[Arg, ...]:
-        caches = (Arg("k_cache", f"{self.kv_ctype}*"), Arg("v_cache", f"{self.kv_ctype}*"))
-        return (STATE, Arg("k", "const float*"), Arg("v", "const float*"), *caches)
+        rows = (Arg("k", "const float*"), Arg("v", "const float*"))
+        caches = (Arg("k_cache", f"{self.cache.ctype}*"), Arg("v_cache", f"{self.cache.ctype}*"))
+        if self.cache.v_from_k:
+            return (STATE, rows[0], caches[0])
+        return (STATE, *rows, *caches)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from forgec.errors import VerifyError
 from forgec.plan.layouts import slice_elements
-from forgec.plan.stages.base import KV_CTYPES, STATE, Arg, StageParams
+from forgec.plan.stages.base import STATE, Arg, StageParams
+from forgec.plan.stages.cache import KV_CTYPES
 from forgec.plan.stages.experts import activations_of, weight_arg
 
 __all__ = ["HeadMatvecParams", "LatentParams"]
@@ -86,10 +87,16 @@ class LatentParams(StageParams):
     eps: float
     context: int
     kv_dtype: str
+    kept: int = 0  # positions that the cache keeps, position p in row p % kept; 0: all
 
     @property
     def stage(self) -> str:
         return "latent"
+
+    @property
+    def key_row(self) -> str:
+        """C expression of the cache row of a position."""
+        return f"position % {self.kept}" if self.kept else "position"
 
     @property
     def kv_ctype(self) -> str:

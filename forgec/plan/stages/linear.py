@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from forgec.errors import VerifyError
 from forgec.plan.layouts import FORMATS, block_elements
-from forgec.plan.stages.base import KV_CTYPES, STATE, Arg, StageParams, matrix_of
+from forgec.plan.stages.base import STATE, Arg, StageParams, matrix_of
+from forgec.plan.stages.cache import KV_CTYPES
 
 __all__ = [
     "POINTWISE",
@@ -189,6 +190,7 @@ class RopeFields:
     """What RoPE and the KV append need to know; part of the stages that carry that epilogue.
 
     ``rope_dims`` 0: nothing is rotated and there is no table.
+    ``kept`` positions stay in the cache, the last ones, position p in row p % kept; 0: all ``context``.
     """
 
     heads: int
@@ -198,10 +200,16 @@ class RopeFields:
     interleaved: bool
     context: int
     kv_dtype: str
+    kept: int = 0
 
     @property
     def kv_ctype(self) -> str:
         return KV_CTYPES[self.kv_dtype]
+
+    @property
+    def positions(self) -> int:
+        """Rows of the cache of a KV head."""
+        return self.kept or self.context
 
     @property
     def width(self) -> int:

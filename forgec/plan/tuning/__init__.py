@@ -119,9 +119,16 @@ def grid_blocks(work: int, target: Target, blocks_per_unit: int = BLOCKS_PER_UNI
     return max(1, min(work, target.compute_units * blocks_per_unit))
 
 
-def attention_splits(kv_heads: int, context: int, target: Target) -> int:
-    """Ways to split the keys of one decode step: enough blocks to fill the chip, at least 64 keys each."""
+#: Most parts of the keys of one decode step: the last block of a KV head reads them all.
+MOST_SPLITS = 128
+
+
+def attention_splits(kv_heads: int, keys: int, target: Target) -> int:
+    """Most ways to split up to ``keys`` keys of one decode step; how many are used is decided on the device.
+
+    Two blocks for every compute unit, at least 64 keys each.
+    """
     if target.wave == 1:
         return 4 if kv_heads % 2 else 2
-    wanted = max(1, target.compute_units // kv_heads)
-    return max(1, min(wanted, context // 64, 64))
+    wanted = max(1, 2 * target.compute_units // kv_heads)
+    return max(1, min(wanted, -(-keys // 64), MOST_SPLITS))
