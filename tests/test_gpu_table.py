@@ -36,6 +36,25 @@ def test_the_table_from_beginning_to_end(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["figures.json", table.ARCHIVE]
 
 
+def test_tuning_from_beginning_to_end(tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "tests" / "gpu" / "tune.py")]
+    options = ["--arch", "x86-64-v3", "--layers", "1", "--row", "smollm2"]
+    subprocess.run(
+        [*script, "prepare", str(tmp_path), *options], check=True, timeout=300, capture_output=True
+    )
+    output = tmp_path / "table.json"
+    done = subprocess.run(
+        [*script, "run", str(tmp_path), "-o", str(output)],
+        check=True,
+        timeout=300,
+        capture_output=True,
+        text=True,
+    )
+    rows = json.loads(output.read_text())["rows"]
+    assert {row["package"] for row in rows} == {"SmolLM2-135M-Q4_1"}
+    assert done.stdout.startswith("SmolLM2-135M-Q4_1: ") and len(done.stdout.splitlines()) == len(rows) + 1
+
+
 def test_equal_tensors_share_their_weights(tmp_path: Path) -> None:
     tensor = {"name": "w", "format": "q8_0", "layout": "rows8", "rows": 9, "cols": 64}
     tensor |= {"offset": 0, "bytes": 2 * (8 * 64 + 64)}

@@ -16,15 +16,8 @@ from forgec.plan.geometry import matvec_tuning, retuned
 from forgec.plan.stages import MatvecParams, Segment
 from forgec.plan.tuning import Tuning, lookup, measured_rows, shape_class
 from forgec.targets import get_target
-from forgec.tune.candidates import (
-    Candidate,
-    Group,
-    candidates_of,
-    groups_of,
-    matvec_params,
-    prepare,
-    read_candidates,
-)
+from forgec.tune.candidates import candidates_of, groups_of, matvec_params, prepare
+from forgec.tune.groups import Candidate, Group, read_candidates
 from forgec.tune.measure import Timed, time_groups
 from forgec.tune.table import result_text, write_table
 from tests.cli_files import CPU, Forgec, compiled, tiny_model
@@ -32,10 +25,10 @@ from tests.cli_files import CPU, Forgec, compiled, tiny_model
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One layer of Q4_K: a format that the CPU runs with the common templates, which use the geometry."""
+    """One layer of TQ2_0: a format that the CPU runs with the common templates, which use the geometry."""
     folder = tmp_path_factory.mktemp("tune")
     shape = {"embedding_length": 256, "feed_forward_length": 256, "key_length": 64, "block_count": 1}
-    model = tiny_model(folder / "tiny.gguf", quant="Q4_K", **shape)
+    model = tiny_model(folder / "tiny.gguf", quant="TQ2_0", **shape)
     return compiled(model, CPU, folder / "tiny-cpu")
 
 
@@ -64,7 +57,7 @@ def test_candidates_are_legal_and_differ(target: str) -> None:
         assert tuned.block % chip.wave == 0 and tuned.block <= chip.max_threads
         assert 1 <= grid <= chip.compute_units * row.blocks_per_unit
         assert tuned == retuned(present, row, chip)
-        assert row.shape in ("*", "gated_16384x2048")
+        assert (row.format, row.shape, row.target) == ("q4_0", "gated_16384x2048", target)
     assert {tuned.args for _, tuned, _ in found} == {present.args}
 
 
@@ -200,8 +193,8 @@ class Sampling:
 
 
 def group_of(folder: Path, *microseconds: float) -> Group:
-    rows = [Tuning("matvec", "*", "sm_90", 64, 1, 1)]  # what the table has: a general row
-    for i in range(1, len(microseconds)):
+    rows = []
+    for i in range(len(microseconds)):
         rows.append(Tuning("matvec", "q8_0", "sm_90", 64 * (i + 1), 1, 1, shape="s"))
     for value in microseconds:
         (folder / f"{value}.ptx").write_bytes(b"x")

@@ -13,7 +13,8 @@ from forgec.config import load_config
 from forgec.package.loader import loaded, read_manifest
 from forgec.plan.tuning import tuning_file
 from forgec.toolchain import open_cache
-from forgec.tune.candidates import prepare, read_candidates
+from forgec.tune.candidates import prepare
+from forgec.tune.groups import read_candidates
 from forgec.tune.measure import time_groups
 from forgec.tune.table import result_text, write_table
 

@@ -1,14 +1,12 @@
 """Candidate geometries of the matrix-vector kernels of a package, compiled into a folder.
 
-A package's manifest goes in; kernels and ``candidates.json`` come out, which hold everything that timing
-needs. Nothing here loads a device.
+A package's manifest goes in; kernels and the groups they belong to come out. Nothing here loads a device.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,10 @@ from forgec.plan.stages import MatvecParams, RopeFields, Segment
 from forgec.plan.tuning import Tuning, shape_class
 from forgec.targets import Target, get_target
 from forgec.toolchain import Cache, Unit, compile_units
+from forgec.tune.groups import Candidate, Group, write_file, write_groups
 
-__all__ = ["Candidate", "Group", "candidates_of", "groups_of", "prepare", "read_candidates"]
+__all__ = ["candidates_of", "groups_of", "matvec_params", "prepare"]
 
-FILE = "candidates.json"
 #: What is tried, besides what the table has: every combination that gives a kernel of its own.
 BLOCKS = (128, 256, 512, 1024)
 ROWS_PER_GROUP = (1, 2, 4)
@@ -31,35 +29,10 @@ BLOCKS_PER_UNIT = (1, 2, 4, 8)
 CPU_ROWS = (1, 2, 4, 8)
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A geometry of one kernel: the row of the table that it would be, its symbol, file and launch."""
-
-    tuning: Tuning
-    symbol: str
-    file: str
-    block: int
-    grid: int
-
-
-@dataclass(frozen=True)
-class Group:
-    """A kernel of the package and what could take its place; the first candidate is what the table has now.
-
-    ``kernel`` indexes the manifest's kernels, ``launches`` the launches of its decode sequence.
-    ``weight_bytes``: of all of them together.
-    """
-
-    kernel: int
-    launches: tuple[int, ...]
-    weight_bytes: int
-    candidates: tuple[Candidate, ...]
-
-
 def matvec_params(data: Mapping[str, Any]) -> MatvecParams:
     """The parameters of a kernel as its manifest holds them. Raises PackageError."""
     try:
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         values["segments"] = tuple(Segment(**segment) for segment in values["segments"])
         if values["rope"] is not None:
             values["rope"] = RopeFields(**values["rope"])
@@ -72,10 +45,15 @@ def matvec_params(data: Mapping[str, Any]) -> MatvecParams:
 
 
 def candidates_of(params: MatvecParams, target: Target) -> Iterator[tuple[Tuning, MatvecParams, int]]:
-    """(row of the table, parameters, grid) of every geometry worth timing, the present one first."""
+    """(row of the table, parameters, grid) of every geometry worth timing, the present one first.
+
+    The rows are keyed for this kernel, the present one too where it was a general one.
+    """
     present = matvec_tuning(params.segments, params.cols, params.epilogue, target)
+    shape = shape_class(params.epilogue, params.rows, params.cols)
+    keyed = replace(present, format="+".join(params.formats), shape=shape, target=target.name)
     seen = set()
-    for row in (present, *_rows(params, target)):
+    for row in (keyed, *_rows(params, target)):
         tuned = retuned(params, row, target)
         grid = matvec_grid(tuned, row, target)
         # Some families do not use every number: what differs in nothing is one candidate.
@@ -141,36 +119,6 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     codes = compile_units(list(units.values()), target, toolchain=toolchain, cache=cache, progress=progress)
     for code in codes:
-        _write(folder / (code.name + target.code_suffix), code.data)
-    text = json.dumps([asdict(group) for group in groups], indent=1) + "\n"
-    _write(folder / FILE, text.encode())
+        write_file(folder / (code.name + target.code_suffix), code.data)
+    write_groups(folder, groups)
     return tuple(groups)
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(data)
-    temporary.replace(path)
-
-
-def read_candidates(folder: Path) -> tuple[Group, ...]:
-    """What ``prepare`` wrote. Raises PackageError."""
-    path = folder / FILE
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return tuple(
-            Group(
-                group["kernel"],
-                tuple(group["launches"]),
-                group["weight_bytes"],
-                tuple(
-                    Candidate(**{**entry, "tuning": Tuning(**entry["tuning"])})
-                    for entry in group["candidates"]
-                ),
-            )
-            for group in data
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PackageError(
-            f"'{folder}' holds no candidates: {error}", "Make them with 'forgec tune PACKAGE --prepare'."
-        ) from error

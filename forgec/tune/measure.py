@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from forgec.errors import DeviceError
-from forgec.tune.candidates import Candidate, Group
+from forgec.tune.groups import Candidate, Group
 
 __all__ = ["Timed", "time_groups"]
 
@@ -49,62 +49,52 @@ def time_groups(
 ) -> tuple[Timed, ...]:
     """Time all candidates with the model that their package loaded; ``folder`` holds their code."""
     engine = model.engine
-    driver = engine.driver
     engine.start(sys.modules[type(engine).__module__].Sampling())
     engine.seek(0)
-    flush_bytes = min(FLUSH_BYTES, max(4096, driver.describe().memory_free // 4))
-    scratch = driver.malloc(flush_bytes)
     total = sum(len(group.candidates) for group in groups)
     done = 0
     results = []
-    try:
+    with _Timer(engine, folder, repeat) as timer:
         for group in groups:
             seconds: list[float] = []
             for candidate in group.candidates:
-                flush = _Flush(driver, scratch, flush_bytes)
-                seconds.append(
-                    _time(engine, group, candidate, folder, flush, repeat, min(seconds, default=None))
-                )
+                seconds.append(timer.time(group, candidate, min(seconds, default=None)))
                 done += 1
                 progress(done, total)
+            timer.unload()
             results.append(Timed(group, tuple(seconds)))
-    finally:
-        driver.free(scratch)
     return tuple(results)
 
 
-@dataclass(frozen=True)
-class _Flush:
-    driver: Any
-    address: int
-    size: int
+class _Timer:
+    """What all timings share: the memory that flushes the cache, and the modules of the present group."""
 
-    def __call__(self) -> None:
-        self.driver.memset(self.address, 1, self.size)
+    def __init__(self, engine: Any, folder: Path, repeat: int) -> None:
+        self._engine = engine
+        self._driver = engine.driver
+        self._folder = folder
+        self._repeat = repeat
+        self._modules: dict[str, Any] = {}
+        self._flush_bytes = min(FLUSH_BYTES, max(4096, self._driver.describe().memory_free // 4))
+        self._scratch = 0
 
+    def __enter__(self) -> _Timer:
+        self._scratch = self._driver.malloc(self._flush_bytes)
+        return self
 
-def _time(
-    engine: Any,
-    group: Group,
-    candidate: Candidate,
-    folder: Path,
-    flush: Callable[[], None],
-    repeat: int,
-    best: float | None,
-) -> float:
-    """Median device seconds of one launch of a candidate, over the layers of a token."""
-    driver = engine.driver
-    path = folder / candidate.file
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DeviceError(
-            f"'{path}' cannot be read: {error.strerror}", "Prepare the candidates again."
-        ) from error
-    module = driver.load_module(data, candidate.file, path)
-    try:
-        function = driver.get_function(module, candidate.symbol)
-        packed = engine.packed("decode")
+    def __exit__(self, *_: object) -> None:
+        self.unload()
+        self._driver.free(self._scratch)
+
+    def unload(self) -> None:
+        for module in self._modules.values():
+            self._driver.module_unload(module)
+        self._modules.clear()
+
+    def time(self, group: Group, candidate: Candidate, best: float | None) -> float:
+        """Median device seconds of one launch of a candidate, over the layers of a token."""
+        driver, packed = self._driver, self._engine.packed("decode")
+        function = driver.get_function(self._module(candidate), candidate.symbol)
         driver.graph_begin()
         for index in group.launches:
             driver.launch(function, candidate.grid, candidate.block, packed[index].kernarg)
@@ -112,8 +102,9 @@ def _time(
         try:
             driver.graph_launch(graph)
             found: list[float] = []
-            for _ in range(repeat):
-                flush()
+            for _ in range(self._repeat):
+                # The device is still writing while the host sends the rest: no gap of the host's is timed.
+                driver.memset(self._scratch, 1, self._flush_bytes)
                 start = driver.timestamp()
                 driver.graph_launch(graph)
                 found.append(driver.elapsed(start, driver.timestamp()) / len(group.launches))
@@ -123,5 +114,16 @@ def _time(
         finally:
             driver.synchronize()
             driver.graph_destroy(graph)
-    finally:
-        driver.module_unload(module)
+
+    def _module(self, candidate: Candidate) -> Any:
+        """The candidate's code, loaded once: several grids share it."""
+        if candidate.file not in self._modules:
+            path = self._folder / candidate.file
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise DeviceError(
+                    f"'{path}' cannot be read: {error.strerror}", "Prepare the candidates again."
+                ) from error
+            self._modules[candidate.file] = self._driver.load_module(data, candidate.file, path)
+        return self._modules[candidate.file]

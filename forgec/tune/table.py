@@ -47,10 +47,8 @@ def _key(row: dict[str, Any]) -> tuple[str, str, str]:
 
 def _row(timed: Timed, target: str, measured: str, package: str) -> dict[str, Any]:
     """A row of the table with what it was compared with; microseconds of one launch."""
-    first = next(iter(timed.group.candidates[1:]), timed.group.candidates[0]).tuning
     best = timed.group.candidates[timed.best].tuning
-    # The present row may be a general one ("*"): the key is that of the candidates made for this kernel.
-    tuning = replace(best, format=first.format, shape=first.shape, target=target, measured=measured)
+    tuning = replace(best, target=target, measured=measured)
     return {
         "tuning": asdict(tuning),
         "microseconds": round(1e6 * timed.seconds[timed.best], 2),

@@ -95,7 +95,7 @@ def _write_piece(descriptor: int, tensor: Mapping[str, Any], first: int, rows: i
 
 def _plain(name: str, size: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Vectors of float32: ones for norms, a rotation by an eighth of a turn for RoPE, small biases."""
-    value = 0.01 if name.endswith(".bias") else 0.5**0.5 if name == "rope_table" else 1.0
+    value = 0.01 if name.endswith(".bias") else 0.5**0.5 if name.startswith("rope_table") else 1.0
     return np.full(size // 4, value, np.float32)
 
 

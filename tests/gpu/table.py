@@ -39,6 +39,8 @@ ARCHIVE = "packages.tar.xz"
 CONTEXTS = (0, 4096, 16384)
 #: Context to compile for, where the model allows it: the longest measured one and room for the tokens.
 CONTEXT = 16384 + 256
+#: Free space from which weights are kept in memory: the largest package and room to spare.
+MEMORY_BYTES = 16 << 30
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,11 @@ def prepare(folder: Path, arch: str, names: Sequence[str], layers: int | None, w
         for row in rows_named(names):
             model = Path(work, f"{row.name}.gguf")
             shorter = [] if layers is None else ["--layers", str(layers)]
-            _forgec("synth", row.shape, "--quant", row.mix, "--sparse", "-o", model, *shorter)
+            forgec("synth", row.shape, "--quant", row.mix, "--sparse", "-o", model, *shorter)
             for schedule in wanted or schedules():
                 output = packages / f"{row.name}-{schedule}"
                 context = str(min(CONTEXT, _trained_context(row.shape)))
-                _forgec(
+                forgec(
                     "compile", model, "--arch", arch, "--schedule", schedule, "--ctx", context,
                     "--no-weights", "-o", output,
                 )  # fmt: skip
@@ -112,7 +114,8 @@ def prepare(folder: Path, arch: str, names: Sequence[str], layers: int | None, w
     print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB")
 
 
-def _forgec(*arguments: str | Path) -> None:
+def forgec(*arguments: str | Path) -> None:
+    """Call forgec; a failure leaves the row out and is reported."""
     command = [sys.executable, "-m", "forgec", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, check=False)
     if done.returncode:
@@ -133,7 +136,7 @@ def run(
 ) -> int:
     """Measure everything and print the table; the exit status is 1 when a package failed."""
     start, results, failed = time.perf_counter(), [], 0
-    with tempfile.TemporaryDirectory(dir=folder) as work:
+    with tempfile.TemporaryDirectory(dir=roomy(folder)) as work:
         with tarfile.open(folder / ARCHIVE) as tar:
             tar.extractall(work, filter="data")
         for row in rows_named(names):
@@ -157,6 +160,13 @@ def run(
     print(table(results, contexts))
     print(f"\n{len(results)} packages in {time.perf_counter() - start:.0f} s, {failed} failed")
     return 1 if failed or not results else 0
+
+
+def roomy(folder: Path) -> Path:
+    """Where weights are kept for a while: in memory where there is room, so that no disk is measured."""
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free >= MEMORY_BYTES
+    return memory if roomy else folder
 
 
 def _weights(package: Path, source: Path | None) -> Path:
