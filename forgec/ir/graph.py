@@ -125,6 +125,8 @@ class Graph:
         self._edges = nx.DiGraph()
         # Asked for once per node by passes and plan, and 17 ms for a model of 30 layers: kept until a change.
         self._order: tuple[Node, ...] | None = None
+        self._positions: dict[str, int] = {}  # of the nodes in that order
+        self._added: dict[str, int] = {}  # node -> how many were added before it
 
     # -- building
 
@@ -158,6 +160,7 @@ class Graph:
                 )
         vertex = ("node", node.name)
         self._order = None
+        self._added[node.name] = len(self._nodes)
         self._nodes[node.name] = node
         self._edges.add_node(vertex)
         self._edges.add_edges_from((("value", name), vertex) for name in node.inputs)
@@ -195,7 +198,7 @@ class Graph:
     def users(self, value: str) -> tuple[Node, ...]:
         """The nodes that read a value, each once, in order of addition."""
         names = {name for _, name in self._edges.successors(("value", value))}
-        return tuple(self._nodes[name] for name in self._in_order(names))
+        return tuple(self._nodes[name] for name in sorted(names, key=self._added.__getitem__))
 
     def topo(self) -> tuple[Node, ...]:
         """All nodes, producers first; among the nodes that are ready, the one added first.
@@ -204,6 +207,7 @@ class Graph:
         """
         if self._order is None:
             self._order = self._sorted()
+            self._positions = {node.name: index for index, node in enumerate(self._order)}
         return self._order
 
     def _sorted(self) -> tuple[Node, ...]:
@@ -225,6 +229,11 @@ class Graph:
     ) -> bool:
         """Whether a path leads from one of the values ``sources`` to one of ``targets`` (itself included),
         not counting paths through the nodes ``without``."""
+        self.topo()
+        # No path to a target leads through a node behind its producer.
+        last = max(
+            (self._positions[self._producer[name]] for name in targets if name in self._producer), default=-1
+        )
         blocked = {("node", name) for name in without}
         stack = [("value", name) for name in sources]
         seen = blocked.union(stack)
@@ -232,6 +241,8 @@ class Graph:
             kind, name = vertex = stack.pop()
             if kind == "value" and name in targets:
                 return True
+            if kind == "node" and self._positions[name] > last:
+                continue
             fresh = [after for after in self._edges.successors(vertex) if after not in seen]
             seen.update(fresh)
             stack.extend(fresh)
@@ -278,11 +289,6 @@ class Graph:
         for node in nodes:
             graph.add(node)
         return graph
-
-    def _in_order(self, names: set[str]) -> list[str]:
-        if len(names) < 2:
-            return list(names)
-        return [name for name in self._nodes if name in names]
 
 
 def _quoted(names: Iterable[str]) -> str:

@@ -58,7 +58,8 @@ def run_passes(
     for index, step in enumerate(passes, start=1):
         start = time.perf_counter()
         try:
-            graph = verify(step.run(graph, target))
+            result = step.run(graph, target)
+            graph = result if result is graph else verify(result)
         except VerifyError as error:
             raise VerifyError(
                 f"after pass '{step.name}': {error.message}",

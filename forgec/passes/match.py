@@ -103,7 +103,8 @@ class FusionPass(Pass):
 def fuse(graph: Graph, table: tuple[Fusion, ...]) -> Graph:
     """Apply rows in order, each to everything that it matches."""
     for row in table:
-        graph = graph.replace([_rewrite(row, match) for match in find(graph, row)])
+        rewrites = [_rewrite(row, match) for match in find(graph, row)]
+        graph = graph.replace(rewrites) if rewrites else graph
     return graph
 
 
