@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from forgec.compiler import plan_model
-from forgec.errors import ForgeError, UnsupportedModelError
+from forgec.errors import ForgeError, TargetError, UnsupportedModelError
 from forgec.frontend.architectures import ARCHITECTURES, build_graph
 from forgec.frontend.foreign import file_kind, foreign_operations, unknown_tensors
 from forgec.frontend.gguf import GGUFFile, open_gguf
@@ -26,11 +26,13 @@ from forgec.ir.shapes import EXECUTABLE_TYPES
 from forgec.passes.fuse_attention import fuse_attention
 from forgec.plan.limits import check_limits
 from forgec.plan.program import CompileOptions
-from forgec.targets import Target
+from forgec.targets import Target, get_target
 
 __all__ = ["Inspection", "Problem", "TargetNeeds", "inspect_file"]
 
 Answer = TypeVar("Answer")
+#: The chip for which a model is planned where none is named; what is refused is refused on all of them.
+ANY_TARGET = "gfx1100"
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,8 @@ def inspect_file(
         plans: tuple[TargetNeeds, ...] = ()
         if spec is not None and not found.problems:
             plans = tuple(_needs(gguf, spec, target, options or CompileOptions()) for target in targets)
+            if not targets:
+                _ask_plan(gguf, spec, found)
         types = Counter(info.type.name for info in gguf.tensors.values())
         matrices = {info.type.name for info in gguf.tensors.values() if len(info.shape) > 1}
         return Inspection(
@@ -209,6 +213,13 @@ def _explain(gguf: GGUFFile, found: _Problems) -> None:
     if unknown:
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         found.add("operations", f"nothing is known of tensor '{unknown[0]}'{more}", "")
+
+
+def _ask_plan(gguf: GGUFFile, spec: ModelSpec, found: _Problems) -> None:
+    """Plan the model for one chip, for what only planning finds; its memory does not count."""
+    needs = _needs(gguf, spec, get_target(ANY_TARGET), CompileOptions(context=1))
+    if needs.problem is not None and needs.problem.exit_code != TargetError.exit_code:
+        found.problems.append(needs.problem)
 
 
 def _needs(gguf: GGUFFile, spec: ModelSpec, target: Target, options: CompileOptions) -> TargetNeeds:
