@@ -177,3 +177,21 @@ def test_experts_are_gathered_from_stacks_of_odd_sizes(tmp_path: Path) -> None:
     program = program_of(TINY["qwen3moe"], tmp_path, "x86-64-v3")
     (gate,) = [t for t in program.tensors if t.name == "blk.0.ffn_gate_exps.weight"]
     assert (gate.layout, gate.rows, gate.cols) == ("rows", EXPERTS * INNER, E)
+
+
+def test_int8_activations_that_do_not_fit_stay_floats(tmp_path: Path) -> None:
+    """Experts of 20 480 elements, as two of Mixtral's are 28 672 long, leave no room in LDS."""
+    wide = {**TINY["mixtral"].layer}
+    for name in ("gate", "up"):
+        wide[f"ffn_{name}_exps.weight"] = (EXPERTS, 20480, E)
+    wide["ffn_down_exps.weight"] = (EXPERTS, E, 20480)
+    tiny = replace(
+        TINY["mixtral"],
+        layer=wide,
+        layers=1,
+        metadata={**TINY["mixtral"].metadata, "feed_forward_length": 20480},
+        types={"_exps.weight": "Q4_0"},
+    )
+    kernels = program_of(tiny, tmp_path, math="fast").kernels
+    assert {k.act for k in kernels if k.stage == "expert_up"} == {"q8"}
+    assert {(k.act, k.activations) for k in kernels if k.stage == "expert_down"} == {("f32", "global")}

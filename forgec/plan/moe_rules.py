@@ -31,6 +31,7 @@ from forgec.plan.stages import (
     Segment,
     SharedExpert,
 )
+from forgec.plan.stages.experts import fits_int8
 from forgec.plan.tuning import grid_blocks, lookup
 
 __all__ = ["MOE_RULES"]
@@ -76,8 +77,14 @@ class _Layer:
         return min(high, max(low, power_of_two_below(self.pairs // self.op.routing.experts)))
 
     def act(self, second: bool) -> str:
-        """Activations of the first or second products, of the experts and the shared one alike."""
+        """Activations of the first or second products, of the experts and the shared one alike.
+
+        Those of all experts of a token lie side by side before the second: too long for LDS they stay floats.
+        """
         tensors = (self.down, *self.shared[2:]) if second else (self.gate, self.up, *self.shared[:2])
+        cols = self.op.routing.used * self.inner + sum(t.rows for t in self.shared[:1])
+        if not fits_int8(cols if second else self.gate.cols):
+            return "f32"
         return self.at.act(t.format for t in tensors)
 
     def temp(self, name: str, words: int) -> Temp:

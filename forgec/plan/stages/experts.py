@@ -25,11 +25,22 @@ __all__ = [
 SELECTION_BIAS = Arg("selection_bias", "const float*")
 
 
-def activations_of(act: str, cols: int) -> str:
-    """Where a row of activations is kept: ``templates/lib/activations/<name>``."""
+#: LDS bytes of 32 int8 activations: the codes, scale, sum, and a gap against bank conflicts.
+LDS_GROUP8_BYTES = 48
+
+
+def fits_int8(cols: int) -> bool:
+    """Whether a row of int8 activations fits into LDS, the only place where it is kept."""
+    return cols // 32 * LDS_GROUP8_BYTES <= LDS_ACTIVATION_BYTES
+
+
+def activations_of(act: str, cols: int, beside: int = 0) -> str:
+    """Where a row of activations is kept, with so many bytes in LDS beside it:
+    ``templates/lib/activations/<name>``."""
     if act == "q8":
         return "q8"
-    return "lds" if -(-cols // 32) * LDS_GROUP_BYTES <= LDS_ACTIVATION_BYTES else "global"
+    fits = -(-cols // 32) * LDS_GROUP_BYTES + beside <= LDS_ACTIVATION_BYTES
+    return "lds" if fits else "global"
 
 
 def weight_arg(name: str) -> Arg:
@@ -151,7 +162,8 @@ class ExpertUpParams(StageParams):
 
     @property
     def activations(self) -> str:
-        return activations_of(self.act, self.cols)
+        decision = 8 * self.routing.experts + 4 * self.routing.groups + 12 * self.routing.used + 256
+        return activations_of(self.act, self.cols, decision)
 
     @property
     def selection(self) -> str:

@@ -71,7 +71,7 @@ TUNING: tuple[Tuning, ...] = (
     Tuning("expert_up", "*", "cpu", 1, 4, 1),
     Tuning("expert_up", "*", "*", 0, 2, 2),
     Tuning("expert_down", "*", "cpu", 1, 4, 1),
-    Tuning("expert_down", "*", "*", 0, 2, 2),
+    Tuning("expert_down", "*", "*", 0, 2, 1),
     Tuning("head_matvec", "*", "*", 0, 2, 2),
     Tuning("attention", "*", "cpu", 1, 1, 1, tile_rows=32, tile_cols=64, measured="EPYC 9005, 2026-11-22"),
     Tuning("attention", "*", "nvptx", 0, 1, 1, tile_rows=32, tile_cols=128, measured="H100, 2026-11-22"),
