@@ -15,6 +15,7 @@ from forgec.plan.stages import (
     SharedExpert,
     StageParams,
 )
+from forgec.plan.stages.cache import KVCache
 from forgec.targets import get_target
 
 __all__ = ["expert_examples"]
@@ -77,5 +78,5 @@ def expert_examples(target_name: str) -> list[StageParams]:
         ExpertSumParams(*common, 512, 6, 1.0, "gated", True),
         ExpertSumParams(*common, 512, 4, 0.25, "none", False),
         HeadMatvecParams(*common, 16, "q8_0", 512, 128, 192, 576, lanes, 2),
-        LatentParams(*common, 16, 128, 512, 64, True, 1e-6, 512, "f16"),
+        LatentParams(*common, 16, 128, 64, True, 1e-6, KVCache(1, 576, 512, 512, "f16", v_from_k=True)),
     ]

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from forgec.ir import ops
 from forgec.ir.expert_ops import ExpertInputs, Experts, HeadLinear, LatentQK
 from forgec.ir.graph import Node
-from forgec.plan.attention_rules import append_new_rows, written_as, written_to
 from forgec.plan.geometry import lanes_per_row, power_of_two_below
 from forgec.plan.lowering import STATE, Arguments, Lowered, Lowering, Temp
 from forgec.plan.program import PackedTensor
@@ -367,23 +366,18 @@ def _latent(at: Lowering, node: Node) -> Iterator[Lowered]:
     latent = tensor.rows // op.heads
     out = node.outputs[0]
     yield from _head_product(at, node, tensor, op.heads, at.value(q), pitch, out, latent + op.rope_dims)
-    dtype, kept = written_as(at, cache)
     params = LatentParams(
         *at.common(lookup("latent", at.options.kv_dtype, at.target)),
         heads=op.heads,
         nope_length=op.nope_length,
-        latent=latent,
         rope_dims=op.rope_dims,
         interleaved=op.interleaved,
         eps=op.eps,
-        context=at.context,
-        kv_dtype=dtype,
-        kept=kept,
+        cache=at.kv_cache(cache, value_length=latent),
     )
     vectors = (*at.planes(norm_weight), *at.planes(table))
-    args: Arguments = (STATE, at.value(q), at.value(kv), *vectors, at.value(out), written_to(at, cache))
+    args: Arguments = (STATE, at.value(q), at.value(kv), *vectors, at.value(out), at.cache(cache))
     yield Lowered(params, grid_blocks(at.rows, at.target), args, f"{node.name}.latent")
-    yield from append_new_rows(at, node, cache)
 
 
 def _head_product(

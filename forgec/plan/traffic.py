@@ -88,7 +88,7 @@ def launch_traffic(launch: Launch, program: Program, rows: int, position: int) -
             activations = F32 * kernel.heads * (kernel.inner + kernel.rows)
         case LatentParams():
             activations = rows * F32 * (kernel.heads * kernel.rope_dims * 2 + kernel.latent)
-            cache = rows_bytes(kernel.kv_dtype, rows, kernel.latent + kernel.rope_dims)
+            cache = rows * kernel.cache.bytes_per_position
         case SampleParams():
             activations = F32 * kernel.vocab
         case _:

@@ -7,6 +7,7 @@ import pytest
 
 from forgec.errors import VerifyError
 from forgec.plan.stages import HeadMatvecParams, LatentParams
+from forgec.plan.stages.cache import KVCache
 from tests.kernels.harness import EPS32, EVERY_DEVICE, State, assert_close, common, packed_weights, run_stage
 
 
@@ -37,7 +38,8 @@ def test_turn_and_append(rng: np.random.Generator, interleaved: bool, kv_dtype: 
     heads, nope, latent = int(rng.integers(1, 5)), 4 * int(rng.integers(1, 9)), 4 * int(rng.integers(1, 40))
     dims, rows, context = 4 * int(rng.integers(1, 10)), int(rng.integers(1, 5)), 11
     position = int(rng.integers(0, context - rows))
-    params = LatentParams(*common(device), heads, nope, latent, dims, interleaved, 1e-5, context, kv_dtype)
+    cache = KVCache(1, latent + dims, latent, context, kv_dtype, v_from_k=True)
+    params = LatentParams(*common(device), heads, nope, dims, interleaved, 1e-5, cache)
     angles = rng.uniform(0, 6, (context, dims // 2))
     arrays = {
         "q": rng.standard_normal((rows, heads, nope + dims)).astype(np.float32),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from forgec.golden.f32 import write_f32
 from forgec.golden.llama_cpp import LlamaCpp
 from tests.models.tiny import CONTEXT, TINY, VOCABULARY
 
@@ -33,6 +34,8 @@ def record(name: str) -> Path:
     """Write ``name``.npz: logits f32 [1 + DECODED, vocabulary], the first row that of the whole prompt."""
     with tempfile.TemporaryDirectory() as folder:
         path = TINY[name].write(Path(folder) / "tiny.gguf", name)
+        if TINY[name].types:  # llama.cpp rounds what it multiplies with quantised weights
+            write_f32(path, path := path.with_name("f32.gguf"))
         with LlamaCpp(path, context=CONTEXT, kv="f32") as model:
             logits = model.decode(tokens_of(name), every=True)[PROMPT - 1 :]
     output = FIXTURES / f"{name}.npz"

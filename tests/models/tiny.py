@@ -47,8 +47,8 @@ def biased(shapes: Shapes, *names: str) -> Shapes:
     return {**shapes, **{name.replace(".weight", ".bias"): (shapes[name][0],) for name in chosen}}
 
 
-#: Experts of a layer, how many of them a token takes, and their length.
-EXPERTS, USED, INNER = 6, 2, 32
+#: Experts of a layer and how many of them a token takes, and the ranks and lengths of latent attention.
+EXPERTS, USED, INNER, KV_RANK, Q_RANK, NOPE, VALUE = 6, 2, 32, 32, 40, 16, 24
 
 
 def expert_shapes(inner: int) -> dict[str, tuple[int, ...]]:
@@ -148,6 +148,43 @@ class Tiny:
 
 _MIXTURE = {"expert_count": EXPERTS, "expert_used_count": USED}
 _HEADS = {"attention.key_length": LENGTH, "attention.value_length": LENGTH}
+_LATENT = {
+    "attn_q_a.weight": (Q_RANK, E),
+    "attn_q_a_norm.weight": (Q_RANK,),
+    "attn_q_b.weight": (HEADS * (NOPE + LENGTH), Q_RANK),
+    "attn_kv_a_mqa.weight": (KV_RANK + LENGTH, E),
+    "attn_kv_a_norm.weight": (KV_RANK,),
+    "attn_k_b.weight": (HEADS, KV_RANK, NOPE),
+    "attn_v_b.weight": (HEADS, VALUE, KV_RANK),
+    "attn_output.weight": (E, HEADS * VALUE),
+}
+_LATENT_LENGTHS = {
+    "attention.q_lora_rank": Q_RANK,
+    "attention.kv_lora_rank": KV_RANK,
+    "attention.key_length": KV_RANK + LENGTH,
+    "attention.value_length": KV_RANK,
+    "attention.key_length_mla": NOPE + LENGTH,
+    "attention.value_length_mla": VALUE,
+    "expert_feed_forward_length": INNER,
+    "leading_dense_block_count": 1,
+}
+_YARN = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 4.0,
+    "rope.scaling.original_context_length": CONTEXT // 4,
+}
+_GPT_OSS = {
+    **biased(
+        {**ATTENTION, **expert_shapes(INNER)}, "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_inp"
+    ),
+    "attn_norm.weight": (E,),
+    "post_attention_norm.weight": (E,),
+    "attn_sinks.weight": (HEADS,),
+    "ffn_gate_exps.bias": (EXPERTS, INNER),
+    "ffn_up_exps.bias": (EXPERTS, INNER),
+    "ffn_down_exps.bias": (EXPERTS, E),
+}
+
 _GPT2 = biased({**NORMS, **ONE_QKV, **PLAIN})
 _TIED = {"output.weight": None}
 _GEMMA3 = {**LLAMA, **POST_NORMS, **HEAD_NORMS}
@@ -187,6 +224,49 @@ TINY: Mapping[str, Tiny] = {
         layer_norm=True,
     ),
     "command-r": Tiny("command-r", _COMMAND_R, {"logit_scale": 2.0}, {**_TIED, **_NO_BIAS}, layer_norm=True),
+    "deepseek2": Tiny(
+        "deepseek2",
+        {
+            **NORMS,
+            **_LATENT,
+            **expert_shapes(INNER),
+            **shared_shapes(2 * INNER),
+            "exp_probs_b.bias": (EXPERTS,),
+        },
+        {
+            **_MIXTURE,
+            **_LATENT_LENGTHS,
+            **_YARN,
+            "rope.scaling.yarn_log_multiplier": 0.08,
+            "expert_gating_func": 2,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 2.5,
+            "expert_group_count": 3,
+            "expert_group_used_count": 2,
+            "expert_shared_count": 2,
+        },
+        layers=3,
+        kv_heads=1,
+        first={**NORMS, **_LATENT, **GATED},
+    ),
+    "deepseek2-lite": Tiny(
+        "deepseek2",
+        {
+            **NORMS,
+            **{name: shape for name, shape in _LATENT.items() if not name.startswith("attn_q_")},
+            "attn_q.weight": (HEADS * (NOPE + LENGTH), E),
+            **expert_shapes(INNER),
+            **shared_shapes(INNER),
+        },
+        {
+            **_MIXTURE,
+            **_LATENT_LENGTHS,
+            "attention.q_lora_rank": 0,
+            "leading_dense_block_count": 0,
+            "expert_shared_count": 1,
+        },
+        kv_heads=1,
+    ),
     "exaone": Tiny("exaone", LLAMA),
     "falcon": Tiny(
         "falcon",
@@ -230,6 +310,18 @@ TINY: Mapping[str, Tiny] = {
         "glm4",
         {**NORMS, **POST_NORMS, **biased(ATTENTION, "attn_q", "attn_k", "attn_v"), **ONE_GATE_UP},
         {"rope.dimension_count": LENGTH // 2},
+    ),
+    "gpt-oss": Tiny(
+        "gpt-oss",
+        _GPT_OSS,
+        {**_MIXTURE, **_HEADS, **_YARN, "expert_feed_forward_length": INNER, "attention.sliding_window": 6},
+        layers=4,
+    ),
+    "gpt-oss-mxfp4": Tiny(
+        "gpt-oss",
+        _GPT_OSS,
+        {**_MIXTURE, **_HEADS, "expert_feed_forward_length": INNER, "attention.sliding_window": 6},
+        types={"exps.weight": "MXFP4"},
     ),
     "gpt2": Tiny(
         "gpt2",

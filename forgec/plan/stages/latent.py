@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from forgec.errors import VerifyError
 from forgec.plan.layouts import slice_elements
 from forgec.plan.stages.base import STATE, Arg, StageParams
-from forgec.plan.stages.cache import KV_CTYPES
+from forgec.plan.stages.cache import KVCache
 from forgec.plan.stages.experts import activations_of, weight_arg
 
 __all__ = ["HeadMatvecParams", "LatentParams"]
@@ -81,26 +81,19 @@ class LatentParams(StageParams):
 
     heads: int
     nope_length: int
-    latent: int
     rope_dims: int
     interleaved: bool
     eps: float
-    context: int
-    kv_dtype: str
-    kept: int = 0  # positions that the cache keeps, position p in row p % kept; 0: all
+    cache: KVCache
 
     @property
     def stage(self) -> str:
         return "latent"
 
     @property
-    def key_row(self) -> str:
-        """C expression of the cache row of a position."""
-        return f"position % {self.kept}" if self.kept else "position"
-
-    @property
-    def kv_ctype(self) -> str:
-        return KV_CTYPES[self.kv_dtype]
+    def latent(self) -> int:
+        """Elements that are normed: those of a value."""
+        return self.cache.value_length
 
     @property
     def low(self) -> str:
@@ -115,5 +108,5 @@ class LatentParams(StageParams):
     @property
     def args(self) -> tuple[Arg, ...]:
         names = ("q", "kv", "norm_weight", "rope_table")
-        outputs = (Arg("q_out", "float*"), Arg("k_cache", f"{self.kv_ctype}*"))
+        outputs = (Arg("q_out", "float*"), Arg("k_cache", f"{self.cache.ctype}*"))
         return (STATE, *(Arg(name, "const float*") for name in names), *outputs)
