@@ -10,7 +10,11 @@ driver; never forgec and never a compiler.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from .engine import Sampling
 from .errors import (
@@ -64,14 +68,31 @@ def load(
     manifest = load_manifest(package)
     check_files(manifest, verify=verify)
     weights = Weights(manifest)
+    reading = _in_background(Tokenizer, package / manifest.tokenizer["file"], manifest.tokenizer)
     try:
         if verify:
-            weights.start_verify()  # goes on while the tokenizer and the device are made ready
-        tokenizer = Tokenizer(package / manifest.tokenizer["file"], manifest.tokenizer)
+            weights.start_verify()  # goes on while the device is made ready
         target = manifest.target
         options = DriverOptions(package, target.name, target.wave, target.requires, threads)
         driver = open_driver(device or device_of_family(target.family), manifest.raw, options)
     except BaseException:
         weights.close()
         raise
-    return Model(manifest, Engine(manifest, driver, weights, verify=verify), tokenizer)
+    engine = Engine(manifest, driver, weights, verify=verify)
+    try:
+        start = time.perf_counter()
+        tokenizer = reading.result()
+        engine.load_seconds["tokenizer"] = time.perf_counter() - start  # of waiting for it
+    except BaseException:
+        engine.close()
+        raise
+    return Model(manifest, engine, tokenizer)
+
+
+def _in_background(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """Call a function on a thread of its own: a vocabulary of 128,000 takes as long as an upload of 4 GB."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        return pool.submit(function, *arguments)
+    finally:
+        pool.shutdown(wait=False)
