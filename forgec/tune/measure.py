@@ -21,7 +21,7 @@ __all__ = ["Timed", "time_groups"]
 
 #: Bytes written to push everything else out of the last-level cache: several times the largest there is.
 FLUSH_BYTES = 512 << 20
-#: A candidate this much slower than the best so far after one replay is not timed again.
+#: A candidate that takes this many times as long as the best in the first round is not timed again.
 HOPELESS = 1.5
 
 
@@ -51,29 +51,21 @@ def time_groups(
     engine = model.engine
     engine.start(sys.modules[type(engine).__module__].Sampling())
     engine.seek(0)
-    total = sum(len(group.candidates) for group in groups)
-    done = 0
     results = []
-    with _Timer(engine, folder, repeat) as timer:
-        for group in groups:
-            seconds: list[float] = []
-            for candidate in group.candidates:
-                seconds.append(timer.time(group, candidate, min(seconds, default=None)))
-                done += 1
-                progress(done, total)
-            timer.unload()
-            results.append(Timed(group, tuple(seconds)))
+    with _Timer(engine, folder) as timer:
+        for done, group in enumerate(groups):
+            progress(done, len(groups))
+            results.append(Timed(group, timer.time(group, repeat)))
     return tuple(results)
 
 
 class _Timer:
     """What all timings share: the memory that flushes the cache, and the modules of the present group."""
 
-    def __init__(self, engine: Any, folder: Path, repeat: int) -> None:
+    def __init__(self, engine: Any, folder: Path) -> None:
         self._engine = engine
         self._driver = engine.driver
         self._folder = folder
-        self._repeat = repeat
         self._modules: dict[str, Any] = {}
         self._flush_bytes = min(FLUSH_BYTES, max(4096, self._driver.describe().memory_free // 4))
         self._scratch = 0
@@ -83,37 +75,53 @@ class _Timer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.unload()
         self._driver.free(self._scratch)
 
-    def unload(self) -> None:
-        for module in self._modules.values():
-            self._driver.module_unload(module)
-        self._modules.clear()
+    def time(self, group: Group, repeat: int) -> tuple[float, ...]:
+        """Median device seconds of one launch of every candidate, over the layers of a token.
 
-    def time(self, group: Group, candidate: Candidate, best: float | None) -> float:
-        """Median device seconds of one launch of a candidate, over the layers of a token."""
+        The candidates take turns, so that a device that grows warm or busy is unfair to none.
+        """
+        driver = self._driver
+        graphs: list[Any] = []
+        try:
+            for candidate in group.candidates:
+                graphs.append(self._capture(group, candidate))
+                driver.graph_launch(graphs[-1])
+            found = [[self._replay(graph)] for graph in graphs]
+            limit = HOPELESS * min(times[0] for times in found)
+            for _ in range(repeat - 1):
+                for graph, times in zip(graphs, found, strict=True):
+                    if times[0] <= limit:
+                        times.append(self._replay(graph))
+            return tuple(statistics.median(times) / len(group.launches) for times in found)
+        finally:
+            driver.synchronize()
+            for graph in graphs:
+                driver.graph_destroy(graph)
+            self._unload()
+
+    def _capture(self, group: Group, candidate: Candidate) -> Any:
         driver, packed = self._driver, self._engine.packed("decode")
         function = driver.get_function(self._module(candidate), candidate.symbol)
         driver.graph_begin()
         for index in group.launches:
             driver.launch(function, candidate.grid, candidate.block, packed[index].kernarg)
-        graph = driver.graph_end()
-        try:
-            driver.graph_launch(graph)
-            found: list[float] = []
-            for _ in range(self._repeat):
-                # The device is still writing while the host sends the rest: no gap of the host's is timed.
-                driver.memset(self._scratch, 1, self._flush_bytes)
-                start = driver.timestamp()
-                driver.graph_launch(graph)
-                found.append(driver.elapsed(start, driver.timestamp()) / len(group.launches))
-                if best is not None and found[0] > HOPELESS * best:
-                    break
-            return statistics.median(found)
-        finally:
-            driver.synchronize()
-            driver.graph_destroy(graph)
+        return driver.graph_end()
+
+    def _replay(self, graph: Any) -> float:
+        """Device seconds of a replay on a cold cache."""
+        driver = self._driver
+        # The device is still writing while the host sends the rest: no gap of the host's is timed.
+        driver.memset(self._scratch, 1, self._flush_bytes)
+        start = driver.timestamp()
+        driver.graph_launch(graph)
+        return float(driver.elapsed(start, driver.timestamp()))
+
+    def _unload(self) -> None:
+        for module in self._modules.values():
+            self._driver.module_unload(module)
+        self._modules.clear()
 
     def _module(self, candidate: Candidate) -> Any:
         """The candidate's code, loaded once: several grids share it."""
