@@ -26,9 +26,6 @@ from tests.models.tiny import CONTEXT, TINY
 #: Largest difference of a log-probability. llama.cpp rounds GELU to f16, which is most of what is seen.
 TOLERANCE = 5e-3
 
-#: Windows, caps and ALiBi have no stages yet.
-WAITING = {"bloom", "cohere2", "gemma2", "gemma3", "mpt", "olmo3"}
-compiled_model = pytest.mark.parametrize("name", [name for name in TINY if name not in WAITING])
 every_model = pytest.mark.parametrize("name", TINY)
 
 
@@ -85,19 +82,19 @@ def run(engine: Any, tokens: list[int]) -> np.ndarray:
     return np.stack(rows)
 
 
-@compiled_model
+@every_model
 def test_cpu(name: str, tmp_path: Path) -> None:
     with import_package(compiled(name, "x86-64-v3", tmp_path)).load(threads=2) as model:
         check(name, run(model.engine, tokens_of(name)))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "olmo2", "stablelm-12b"])
+@pytest.mark.parametrize("name", ["gemma3", "gpt2", "mpt", "olmo2", "stablelm-12b"])
 def test_cpu_without_fusion(name: str, tmp_path: Path) -> None:
     with import_package(compiled(name, "x86-64-v3", tmp_path, fuse=False)).load(threads=2) as model:
         check(name, run(model.engine, tokens_of(name)))
 
 
-@compiled_model
+@every_model
 def test_emulated_gfx1100(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = compiled(name, "gfx1100", tmp_path)
     install_entry_points(monkeypatch)
