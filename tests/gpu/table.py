@@ -39,8 +39,8 @@ ARCHIVE = "packages.tar.xz"
 CONTEXTS = (0, 4096, 16384)
 #: Context to compile for, where the model allows it: the longest measured one and room for the tokens.
 CONTEXT = 16384 + 256
-#: Free space from which weights are kept in memory: the largest package and room to spare.
-MEMORY_BYTES = 16 << 30
+#: Free space from which weights are kept in memory: the largest package twice, and room to spare.
+MEMORY_BYTES = 24 << 30
 
 
 @dataclass(frozen=True)
