@@ -202,6 +202,7 @@ _LONG_ROPE = {"rope_factors_long.weight": (LENGTH // 2,), "rope_factors_short.we
 
 #: Name of a fixture to its model.
 TINY: Mapping[str, Tiny] = {
+    "arcee": Tiny("arcee", {**NORMS, **ATTENTION, **PLAIN}),
     "bloom": Tiny(
         "bloom",
         biased({**NORMS, **{**ONE_QKV, "attn_qkv.weight": (3 * Q, E)}, **PLAIN}),

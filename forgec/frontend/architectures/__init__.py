@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from forgec.errors import UnsupportedModelError
 from forgec.frontend.architectures import (
+    arcee,
     command_r,
     deepseek2,
     gemma,
@@ -37,6 +38,7 @@ Build = Callable[[TensorTable, ModelSpec], Graph]
 
 ARCHITECTURES: Mapping[str, Build] = MappingProxyType(
     {
+        "arcee": arcee.build,
         "bloom": gpt.bloom,
         "chatglm": llama.build,
         "cohere2": command_r.build2,
