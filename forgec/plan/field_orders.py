@@ -97,11 +97,15 @@ def nibbles_of_runs(blocks: Bytes, at: int, runs: int) -> Bytes:
     The slices of ``runs`` neighbouring runs lie low nibbles first: 1 for Q4_K, 2 for Q6_K. Element j of a
     slice goes to the low nibble of its byte j, element j + 16 to the high one.
     """
-    words = words_of(blocks, at, 128, np.uint64).reshape(*blocks.shape[:-1], 4 // runs, runs, 2, 2)
-    first, second = words[..., 0, :], words[..., 1, :]
-    low = (first & LOW_NIBBLES) | (second & LOW_NIBBLES) << FOUR
-    high = (first >> FOUR & LOW_NIBBLES) | (second & ~LOW_NIBBLES)
-    return bytes_of(np.stack([low, high], -3), blocks)
+    words = words_of(blocks, at, 128, np.uint64).reshape(-1, runs, 2, 2)
+    out = np.empty((len(words), 2, runs, 2), np.uint64)
+    # One axis at a time: NumPy's inner loops would be two elements long.
+    for run in range(runs):
+        for half in range(2):
+            first, second = words[:, run, 0, half], words[:, run, 1, half]
+            out[:, 0, run, half] = (first & LOW_NIBBLES) | (second & LOW_NIBBLES) << FOUR
+            out[:, 1, run, half] = (first >> FOUR & LOW_NIBBLES) | (second & ~LOW_NIBBLES)
+    return bytes_of(out, blocks)
 
 
 def nibble_pairs(nibbles: Bytes) -> Bytes:
