@@ -146,6 +146,18 @@ def _prologue(op: ops.FusedLinear) -> tuple[str, float]:
     return "none", 0.0
 
 
+def _row_act(
+    at: Lowering, node: Node, op: ops.FusedLinear, segments: tuple[Segment, ...], layout: str
+) -> str:
+    """Activations of a product with one row: where int8 is too coarse, the CPU's own kernels take 16 bits.
+
+    Float activations would make the CPU's decoding slower than its memory: every weight becomes a float.
+    """
+    act = _act(at, node, op, segments)
+    integers = layout == "rows8" and at.act(s.format for s in segments) == "q8"
+    return "q16" if act == "f32" and integers else act
+
+
 def _normed(op: ops.FusedLinear) -> bool:
     """Whether q and k are normed between the product and what RopeKV does with it."""
     return isinstance(op.epilogue, ops.RopeKV) and op.epilogue.norm is not None
@@ -165,7 +177,7 @@ def _matvec(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInp
         cols=weight.cols,
         segments=segments,
         layout=weight.layout,
-        act=_act(at, node, op, segments),
+        act=_row_act(at, node, op, segments, weight.layout),
         epilogue=epilogue,
         bias=op.bias,
         then=then,

@@ -483,14 +483,20 @@ def packed_weights(
 
 def quantise_q8(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """int8 activations of f32 [rows, cols]: q int8 like x, d and s = d * sum(q) f32 [rows, cols / 32]."""
+    q, d, s = quantise_to(x, 127)
+    return q.astype(np.int8), d, s
+
+
+def quantise_to(x: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same with integers up to ``most``, as int32."""
     groups = x.astype(np.float32).reshape(x.shape[0], -1, 32)
     largest = np.abs(groups).max(-1)
     with np.errstate(divide="ignore"):
-        inverse = np.where(largest > 0, np.float32(127) / largest, np.float32(0)).astype(np.float32)
+        inverse = np.where(largest > 0, np.float32(most) / largest, np.float32(0)).astype(np.float32)
     q = np.rint(groups * inverse[..., None]).astype(np.int32)
-    d = (largest / np.float32(127)).astype(np.float32)
+    d = (largest / np.float32(most)).astype(np.float32)
     s = (d * q.sum(-1).astype(np.float32)).astype(np.float32)
-    return q.astype(np.int8).reshape(x.shape), d, s
+    return q.reshape(x.shape), d, s
 
 
 def assert_close(

@@ -16,7 +16,7 @@ from tests.kernels import harness, test_matvec
 from tests.kernels.harness import OWN_CPU, State, assert_close, run_stage
 from tests.kernels.test_matvec import BLOCKED, FORMATS, Case, cols_for, rotate, rotate_bound
 
-KINDS = [(f, "f32") for f in FORMATS] + [(f, "q8") for f in BLOCKED]
+KINDS = [(f, "f32") for f in FORMATS] + [(f, act) for f in BLOCKED for act in ("q8", "q16")]
 
 
 def run_case(rng: np.random.Generator, segments: list[tuple[str, int]], cols: int, **options: Any) -> Case:

@@ -129,8 +129,8 @@ def products(
     if prologue != "none":
         row = row / np.sqrt(np.mean(row**2) + EPS) * arrays["norm_weight"]
     slack = np.abs(row) * 8 * harness.EPS32
-    if act == "q8":
-        q, d, _ = harness.quantise_q8(row[None].astype(np.float32))
+    if act != "f32":
+        q, d, _ = harness.quantise_to(row[None].astype(np.float32), {"q8": 127, "q16": 32512}[act])
         step = np.repeat(d[0].astype(np.float64), 32)
         quantised = q[0] * step
         scaled = np.divide(row, step, out=np.zeros_like(row), where=step > 0)

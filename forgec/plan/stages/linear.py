@@ -243,7 +243,7 @@ class LinearParams(StageParams):
     cols: int
     segments: tuple[Segment, ...]
     layout: str
-    act: str  # "f32" | "q8"
+    act: str  # "f32" | "q8", and for the CPU's matvec "q16": int16 per 32
     epilogue: str  # "store" | "residual" | "gated" | "rope_kv"
     bias: bool
     then: str = field(default="", kw_only=True)
@@ -256,9 +256,9 @@ class LinearParams(StageParams):
                 raise VerifyError(
                     f"stage '{self.stage}': {self.cols} columns do not divide into blocks of {segment.format}"
                 )
-            if self.act == "q8" and FORMATS[segment.format].block == 1:
+            if self.act != "f32" and FORMATS[segment.format].block == 1:
                 raise VerifyError(
-                    f"stage '{self.stage}': int8 activations need weights in blocks of 32, "
+                    f"stage '{self.stage}': integer activations need weights in blocks of 32, "
                     f"found '{segment.format}'"
                 )
         if self.epilogue == "gated" and (
