@@ -24,43 +24,46 @@ from forgec.package.loader import import_package
 Timed = Callable[[list[int], int], tuple[float, float]]
 
 
-def time_package(model: Any, sampling: Any) -> Timed:
+Clock = Callable[[], float]
+
+
+def time_package(model: Any, sampling: Any, clock: Clock) -> Timed:
     """(seconds of the prompt with its logits, seconds of ``count`` greedy tokens) of a loaded package."""
 
     def run(prompt: list[int], count: int) -> tuple[float, float]:
         engine = model.engine
         engine.start(sampling)
-        start = time.perf_counter()
+        start = clock()
         engine.prefill(prompt)
         engine.head()
         engine.synchronize()
-        prompt_seconds = time.perf_counter() - start
+        prompt_seconds = clock() - start
         engine.start(sampling)
         engine.prefill(prompt[:1])
         engine.head()
         engine.token(engine.sample())
-        start = time.perf_counter()
+        start = clock()
         for _ in range(count):
             engine.token(engine.decode())
-        return prompt_seconds, time.perf_counter() - start
+        return prompt_seconds, clock() - start
 
     return run
 
 
-def time_llama_cpp(oracle: LlamaCpp) -> Timed:
+def time_llama_cpp(oracle: LlamaCpp, clock: Clock) -> Timed:
     """The same of llama.cpp, through llama_decode and an argmax over its logits."""
 
     def run(prompt: list[int], count: int) -> tuple[float, float]:
         oracle.reset()
-        start = time.perf_counter()
+        start = clock()
         oracle.decode(prompt)
-        prompt_seconds = time.perf_counter() - start
+        prompt_seconds = clock() - start
         oracle.reset()
         token = int(oracle.decode(prompt[:1])[0].argmax())
-        start = time.perf_counter()
+        start = clock()
         for _ in range(count):
             token = int(oracle.decode([token])[0].argmax())
-        return prompt_seconds, time.perf_counter() - start
+        return prompt_seconds, clock() - start
 
     return run
 
@@ -75,18 +78,22 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--prompt", type=int, default=512, help="prompt tokens")
     parser.add_argument("--tokens", type=int, default=128, help="generated tokens")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count processor seconds: for one thread on a busy machine"
+    )
     options = parser.parse_args(arguments)
+    clock = time.process_time if options.cpu_time else time.perf_counter
     prompt = [(7919 * i) % 32000 for i in range(options.prompt)]
     with ExitStack() as stack:
         context = options.prompt + options.tokens + 8
         oracle = stack.enter_context(
             LlamaCpp(options.model, context=context, threads=options.threads, flash=True)
         )
-        contenders: dict[str, Timed] = {oracle_version(): time_llama_cpp(oracle)}
+        contenders: dict[str, Timed] = {oracle_version(): time_llama_cpp(oracle, clock)}
         for path in options.packages:
             module = import_package(path)
             model = stack.enter_context(module.load(threads=options.threads))
-            contenders[path.name] = time_package(model, module.Sampling())
+            contenders[path.name] = time_package(model, module.Sampling(), clock)
         samples: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
         for timed in contenders.values():
             timed(prompt, 4)  # warm-up
