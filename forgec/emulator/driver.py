@@ -30,7 +30,6 @@ __all__ = [
     "Graph",
     "open_checked",
     "open_emulated",
-    "open_profiled",
 ]
 
 # A large GPU's memory would not fit the emulator's address range, nor any machine that runs it.
@@ -304,14 +303,7 @@ def open_checked(manifest: Mapping[str, Any], options: Mapping[str, Any]) -> Emu
     return _open(manifest, options, checks=True)
 
 
-def open_profiled(manifest: Mapping[str, Any], options: Mapping[str, Any]) -> EmulatedDriver:
-    """What ``forgec report --emulate`` opens: ``open_emulated``, counting cache lines and LDS conflicts."""
-    return _open(manifest, options, profile=True)
-
-
-def _open(
-    manifest: Mapping[str, Any], options: Mapping[str, Any], *, checks: bool = False, profile: bool = False
-) -> EmulatedDriver:
+def _open(manifest: Mapping[str, Any], options: Mapping[str, Any], *, checks: bool = False) -> EmulatedDriver:
     target = manifest["target"]
     if not str(target["family"]).startswith("gfx"):
         raise DeviceError(
@@ -322,4 +314,4 @@ def _open(
         raise UsageError(
             f"there is no device {options['index']}: the emulator has one", "use --device emulated"
         )
-    return EmulatedDriver(target["name"], threads=options.get("threads"), checks=checks, profile=profile)
+    return EmulatedDriver(target["name"], threads=options.get("threads"), checks=checks)

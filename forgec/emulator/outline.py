@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 
 __all__ = ["Outliner"]
 
-_VECTOR = "READ64|WRITE32|WRITE64|DV|DLO|DHI|DSET|DSET_LO|DSET_HI|SET_LOW16|SET_HIGH16|ZERO_HIGH16|busy_v"
+_VECTOR = "READ64|WRITE32|WRITE64|DV|DLO|DHI|DSET|DSET_LO|DSET_HI|SET_LOW16|SET_HIGH16|ZERO_HIGH16"
 _SCALAR = "s64|smask|set64|set_mask|dmask|set_dmask"
 # v: vector registers, s: scalar registers, t: sites, the rest: constants
 _NUMBER = re.compile(
@@ -20,15 +21,42 @@ _NUMBER = re.compile(
     rf"|(?P<vb>\b(?:{_VECTOR})\()(?P<v2>\d+)\b"
     r"|(?P<sa>w->(?:s|ds|ps)\[)(?P<s1>\d+)(?=\])"
     rf"|(?P<sb>\b(?:{_SCALAR})\(w, )(?P<s2>\d+)\b"
-    r"|(?P<sc>\b(?:DALL|busy_s)\()(?P<s3>\d+)\b"
-    r"|(?P<ta>\b(?:TRAP_\w+|emu_load\(w|emu_store\(w|emu_atomic\(w|emu_sload\(w|emu_wait_trap\(w), )"
+    r"|(?P<sc>\bDALL\()(?P<s3>\d+)\b"
+    r"|(?P<ta>\b(?:TRAP_\w+|emu_load\(w|emu_store\(w|emu_atomic\(w|emu_sload\(w), )"
     r"(?P<t1>\d+)\b"
     r"|(?P<ca>SPLAT\(U32, )(?P<c1>0x[0-9a-f]+u)"
     r"|(?P<cb>(?:&at|\bCNT_\w+|\bemu_sload\([^,]*, [^,]*, [^,]*"
-    r"|\bemu_(?!load|store|atomic|sload|trap|wait_trap)\w+\(w)"
+    r"|\bemu_(?!load|store|atomic|sload|trap|busy)\w+\(w)"
     r"(?:, \$\d+)*, )(?P<c2>-?\d+)\b"
 )
 _CONTROL = re.compile(r"\bgoto\b|\bR\d+:|return RUN_(?!TRAP)")
+# Every number that stands alone, in a group so that split() keeps it.
+_ANY = re.compile(r"((?<![\w$])-?(?:0x[0-9a-f]+u|\d+)\b)")
+_MARK = 1000000
+_MOST_PARAMETERS = 24
+
+
+@lru_cache(maxsize=4096)
+def _kinds(pieces: tuple[str, ...], hexadecimal: tuple[bool, ...]) -> tuple[str, ...]:
+    """What each number between ``pieces`` is: "v", "s", "t" or "c" for a parameter, "" for part of the text.
+
+    That depends on what is around a number, never on its value: the text is read once with marks instead.
+    """
+    kinds = [""] * len(hexadecimal)
+
+    def parameter(match: re.Match[str]) -> str:
+        group = match.lastgroup or ""
+        value = match.group(group)
+        index = int(value.rstrip("u"), 0) - _MARK
+        kinds[index] = group[0]
+        return f"{match.group()[: len(match.group()) - len(value)]}${index}"
+
+    marks = (f"{_MARK + i:#x}u" if is_hex else str(_MARK + i) for i, is_hex in enumerate(hexadecimal))
+    text = pieces[0] + "".join(mark + piece for mark, piece in zip(marks, pieces[1:], strict=True))
+    replaced = ""
+    while replaced != text:
+        text, replaced = replaced or text, _NUMBER.sub(parameter, replaced or text)
+    return tuple(kinds)
 
 
 class Outliner:
@@ -47,35 +75,31 @@ class Outliner:
         """A statement with the effect of ``text``: a call where that is possible, else ``text`` in braces."""
         if len(text) < 60 or _CONTROL.search(text):
             return f"{{ {text} }}"
+        parts = _ANY.split(text)
+        numbers = parts[1::2]
+        kinds = _kinds(tuple(parts[::2]), tuple(n.startswith("0x") for n in numbers))
         arguments: list[str] = []
-        known: dict[tuple[str, str], int] = {}
-
-        def parameter(match: re.Match[str]) -> str:
-            group = match.lastgroup or ""
-            value = match.group(group)
-            prefix = match.group()[: len(match.group()) - len(value)]
-            key = (group[0], value) if group[0] in "vst" else (group, str(len(arguments)))
-            if key not in known:
-                known[key] = len(arguments)
-                arguments.append(value)
-            return f"{prefix}${known[key]}"
-
-        shape = text
-        while True:
-            replaced = _NUMBER.sub(parameter, shape)
-            if replaced == shape:
-                break
-            shape = replaced
-        if len(arguments) > 24:
+        known: dict[tuple[str, str], str] = {}  # equal registers are one parameter
+        for at, (number, kind) in enumerate(zip(numbers, kinds, strict=True)):
+            if not kind:
+                continue
+            name = known.get((kind, number)) if kind != "c" else None
+            if name is None:
+                name = known[kind, number] = f"p{len(arguments)}"
+                arguments.append(f"(u32){number}" if number.startswith("-") else number)
+            parts[2 * at + 1] = name
+        if len(arguments) > _MOST_PARAMETERS:
             return f"{{ {text} }}"
-        name = f"o_{hashlib.sha256(shape.encode()).hexdigest()[:20]}"
+        function = self._function("".join(parts), len(arguments))
+        call = f"{function}({', '.join(['w', *arguments])})"
+        return f"if (UNLIKELY({call})) return RUN_TRAP;" if "return" in text else f"{call};"
+
+    def _function(self, body: str, parameters: int) -> str:
+        """The name of the function with this body, which is named by its digest."""
+        name = f"o_{hashlib.sha256(body.encode()).hexdigest()[:20]}"
         if name not in self.functions:
-            body = re.sub(r"\$(\d+)", r"p\1", shape)
-            parameters = "".join(f", u32 p{i}" for i in range(len(arguments)))
-            kind = "int" if "return" in text else "void"
-            end = " return 0;" if kind == "int" else ""
-            head = f"{kind} {name}(Wave *restrict w{parameters})"
+            kind, end = ("int", " return 0;") if "return" in body else ("void", "")
+            head = f"{kind} {name}(Wave *restrict w{''.join(f', u32 p{i}' for i in range(parameters))})"
             self._prototypes[name] = f"{head};"
             self.functions[name] = f"{head} {{ {body}{end} }}"
-        call = f"{name}(w{''.join(', ' + (a if not a.startswith('-') else f'(u32){a}') for a in arguments)})"
-        return f"if (UNLIKELY({call})) return RUN_TRAP;" if "return" in text else f"{call};"
+        return name

@@ -180,20 +180,17 @@ def _ranges(numbers: set[int]) -> list[tuple[int, int]]:
     return found
 
 
-def _wait_check(ctx: Context) -> list[str]:
+def _busy_ranges(ctx: Context) -> list[str]:
     """A register with a load in flight may not be touched; the destination of a load only by the same
     counter."""
     vgprs, sgprs = set(ctx.vgprs), {s for s in ctx.sgprs if s < 108}
-    terms = []
+    ranges = []
     if ctx.load_destination is not None:
         start, count, counter = ctx.load_destination
         vgprs -= set(range(start, start + count))
-        terms.append(f"busy_v({start}, {count}, {counter} + 1)")
-    terms += [f"busy_v({lo}, {n}, 255)" for lo, n in _ranges(vgprs)]
-    terms += [f"busy_s({lo}, {n})" for lo, n in _ranges(sgprs)]
-    if not terms:
-        return []
-    return [f"if (UNLIKELY(w->n_pending && ({' | '.join(terms)}))) return emu_wait_trap(w, {ctx.site});"]
+        ranges.append(f"BUSY_V({start}, {count}, {counter} + 1)")
+    ranges += [f"BUSY_V({lo}, {n}, 0)" for lo, n in _ranges(vgprs)]
+    return [*ranges, *(f"BUSY_S({lo}, {n})" for lo, n in _ranges(sgprs))]
 
 
 def _writes_exec(parts: tuple[Instruction, ...]) -> bool:
@@ -215,6 +212,8 @@ class _Emission:
         self.segments: list[list[int]] = []
         self.resume: dict[int, int] = {}
         self.vgprs = 0
+        self.busy: list[str] = []
+        self.known_ranges: dict[tuple[str, ...], int] = {}
         self._end = -1
         self._fresh = True
 
@@ -233,8 +232,7 @@ class _Emission:
         points = ctx.resume_points
         lines = _emit(ctx, parts, self.resume)
         self.vgprs = max([self.vgprs, *(r + 1 for r in ctx.vgprs)])
-        if ctx.checks:
-            lines = _wait_check(ctx) + lines
+        ready = self._wait_check() if ctx.checks else ""
         yielding = ""
         if ctx.checks and is_memory(ins) and ins.mnemonic.startswith(("global", "flat", "ds_", "buffer")):
             point = ctx.resume_points
@@ -243,11 +241,22 @@ class _Emission:
         code = "\n  ".join(lines)
         comment = text.replace("*/", "").replace("\\", "")
         statement = self.outliner.call(code) if code else ";"
-        self.body.append(f"/* {ins.address:x}: {comment} */ {yielding}{statement}")
+        self.body.append(f"/* {ins.address:x}: {comment} */ {yielding}{ready}{statement}")
         returns = ctx.resume_points != points and f"R{points}:" in code
         leaves = is_branch(ins) or ins.mnemonic in _ENDS or ins.mnemonic in _CALLS
         self._fresh = _writes_exec(parts) or returns or leaves
         self._end = ins.next_address
+
+    def _wait_check(self) -> str:
+        """Stays out of the shared functions, which would multiply by the ways in which registers lie
+        together."""
+        ranges = _busy_ranges(self.ctx)
+        if not ranges:
+            return ""
+        at = self.known_ranges.setdefault(tuple(ranges), len(self.busy))
+        if at == len(self.busy):
+            self.busy += ranges
+        return f"READY({self.ctx.site}, {len(ranges)}, {at}); "
 
     def _start(self, address: int) -> None:
         """Labels and segment counters before an instruction."""
@@ -282,9 +291,8 @@ def translate(
     emission = _Emission(ctx, program)
     for address in sorted(program.instructions):
         emission.add(program.instructions[address], raw[address].text)
-    prototypes = emission.outliner.prototypes
     return Translation(
-        _function(ctx, program, kernel, emission.body, emission.resume, prototypes),
+        _function(ctx, program, kernel, emission),
         emission.outliner.functions,
         tuple(emission.sites),
         tuple(Segment(tuple(s)) for s in emission.segments),
@@ -292,10 +300,8 @@ def translate(
     )
 
 
-def _function(
-    ctx: Context, program: _Program, kernel: Kernel, body: list[str], resume: dict[int, int], prototypes: str
-) -> str:
-    by_point = {point: label(target) for target, point in resume.items()}
+def _function(ctx: Context, program: _Program, kernel: Kernel, emission: _Emission) -> str:
+    by_point = {point: label(target) for target, point in emission.resume.items()}
     cases = "\n".join(f"    case {n}: goto {by_point.get(n, f'R{n}')};" for n in range(1, ctx.resume_points))
     targets = "\n".join(f"    case {t:#x}: goto {label(t)};" for t in sorted(program.targets))
     dispatch = ""
@@ -306,11 +312,13 @@ dispatch:
 {targets}
     default: return emu_trap(w, TRAP_BAD_PC, target_site, 0, target, 0);
   }}"""
-    text = "\n".join(body)
+    text = "\n".join(emission.body)
     return f"""#include "wave.h"
 #include "division.h"
 #define COUNT(k) do {{ w->cnt[2 * (k)]++; w->cnt[2 * (k) + 1] += popc64((u64)EXEC); }} while (0)
-{prototypes}
+#define READY(site, n, at) if (UNLIKELY(w->n_pending) && emu_busy(w, site, n, busy + (at))) return RUN_TRAP
+static const u32 busy[] = {{{", ".join([*emission.busy, "0"])}}};
+{emission.outliner.prototypes}
 /* {kernel.name} for {ctx.arch} */
 int kernel_run(Wave *restrict w) {{
   u64 target = 0; u32 target_site = 0; (void)target; (void)target_site;

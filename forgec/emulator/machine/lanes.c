@@ -48,14 +48,16 @@ void emu_wait(Wave *w, int counter, u32 limit) {
   if (w->g->n_records && (counter == CNT_VM || counter == CNT_VS)) fence_waited(w, limit == 0);
 }
 
-/* Whether any of n registers has a load in flight, other than one of the counter `own` - 1. */
-int emu_busy(const u8 *p, int n, u32 own) {
-  int r = 0;
-  for (int i = 0; i < n; ++i) r |= p[i] && p[i] != own;
-  return r;
+/* Traps when a register of `ranges` (BUSY_V, BUSY_S) has a load in flight that it may not have. */
+int emu_busy(Wave *w, u32 site, int count, const u32 *ranges) {
+  for (int r = 0; r < count; ++r) {
+    const u8 *p = (ranges[r] >> 31 ? w->ps : w->pv) + (ranges[r] & 0xfff);
+    u32 n = ranges[r] >> 12 & 0xfff, own = ranges[r] >> 24 & 127;
+    for (u32 i = 0; i < n; ++i)
+      if (p[i] && p[i] != own) return emu_trap(w, TRAP_MISSING_WAIT, site, 0, 0, 0);
+  }
+  return 0;
 }
-
-int emu_wait_trap(Wave *w, u32 site) { return emu_trap(w, TRAP_MISSING_WAIT, site, 0, 0, 0); }
 
 /* ---- LDS-crossbar permutes (no memory behind them) ---- */
 

@@ -222,8 +222,9 @@ INLINE U64 pair64(U32 lo, U32 hi) { return CV(lo, U64) | (CV(hi, U64) << 32); }
 #define DSET(n, x, m) do { u64 x_ = (x); DSET_LO(n, x_, m); DSET_HI(n, x_, m); } while (0)
 INLINE u64 dmask(const Wave *w, int n) { return W == 64 ? (u64)w->ds[n] | (u64)w->ds[n + 1] << 32 : (u64)w->ds[n] | 0xffffffff00000000UL; }
 INLINE void set_dmask(Wave *w, int n, u64 x) { w->ds[n] = (u32)x; if (W == 64) w->ds[n + 1] = (u32)(x >> 32); }
-#define busy_v(lo, n, own) emu_busy(w->pv + (lo), n, own)
-#define busy_s(lo, n) emu_busy(w->ps + (lo), n, 255)
+/* Registers that emu_busy looks at: n from lo, of which loads of the counter own - 1 may be in flight. */
+#define BUSY_V(lo, n, own) ((u32)(lo) | (u32)(n) << 12 | (u32)(own) << 24)
+#define BUSY_S(lo, n) (BUSY_V(lo, n, 0) | 1u << 31)
 INLINE u64 gather_bits(u64 x, const u8 *from) { u64 r = 0; for (int i = 0; i < W; ++i) r |= (x >> from[i] & 1) << i; return r; }
 
 /* ---- arithmetic ---- */
@@ -382,8 +383,7 @@ enum { F_SIGNED = 1, F_D16 = 2, F_D16_HI = 4, F_RETURN = 8, F_COHERENT = 16, F_D
 
 /* ---- engine (engine.c, memory.c, vmath.c, matrix.c) ---- */
 int emu_trap(Wave *w, u32 code, u32 site, u32 lane, u64 address, u64 extra);
-int emu_wait_trap(Wave *w, u32 site);
-int emu_busy(const u8 *p, int n, u32 own);
+int emu_busy(Wave *w, u32 site, int count, const u32 *ranges);
 int emu_load(Wave *w, u32 site, int space, const U64 *addr, int dst, int bytes, int flags);
 int emu_store(Wave *w, u32 site, int space, const U64 *addr, int src, int bytes, int flags);
 int emu_atomic(Wave *w, u32 site, int space, const U64 *addr, int dst, int src, int cmp, int op, int flags);
