@@ -45,23 +45,20 @@ def without(pattern: str, listing: str) -> str:
 def attend(arch: str, case: Case, mutate: Callable[[str], str] | None = None) -> np.ndarray:
     """Decode attention in ``SPLITS`` parts, every part in a block of its own."""
     device = f"emulated-{arch}"
-    params = AttentionDecodeParams(*case.params(device), SPLITS, 8)
+    params = AttentionDecodeParams(*case.params(device, 128), SPLITS, 8)
     compiled = compile_stage(params, arch)
     code, listing = compiled.data, compiled.assembly
     if mutate is not None:
         listing = mutate(listing)
         code = assemble(listing, arch)
     emulator = Device(arch, threads=2)
-    arrays = {
-        "q": case.q,
-        "k_cache": case.k,
-        "v_cache": case.v,
+    arrays = case.arrays() | {
         "counters": np.zeros(case.kv_heads, np.uint32),
         "state": case.state.to_array(),
     }
     pointers = {name: emulator.upload(array) for name, array in arrays.items()}
-    pointers["partial"] = emulator.malloc(case.heads * SPLITS * (case.head_length + 2) * 4)
-    pointers["out"] = emulator.malloc(case.q[0].nbytes)
+    pointers["partial"] = emulator.malloc(params.partial_floats * 4)
+    pointers["out"] = emulator.malloc(case.q[0].nbytes)  # values are as long as keys
     kernarg = bytearray(params.kernarg_bytes)
     for argument, offset in params.unpack:
         struct.pack_into("<Q", kernarg, offset, pointers[argument.name])
@@ -74,7 +71,7 @@ def attend(arch: str, case: Case, mutate: Callable[[str], str] | None = None) ->
 def test_attention_with_its_fences(arch: str) -> None:
     case = make_case(np.random.default_rng(), position=800, context=999)
     expected, magnitude = exact_attention(case, True)
-    assert_close(attend(arch, case), expected[0], magnitude[0], case.keys + case.head_length)
+    assert_close(attend(arch, case), expected[0], magnitude[0], case.keys + case.cache.key_length)
 
 
 @EACH_LOSS
