@@ -74,11 +74,14 @@ def load(
             weights.start_verify()  # goes on while the device is made ready
         target = manifest.target
         options = DriverOptions(package, target.name, target.wave, target.requires, threads)
+        start = time.perf_counter()
         driver = open_driver(device or device_of_family(target.family), manifest.raw, options)
+        opened = time.perf_counter() - start
     except BaseException:
         weights.close()
         raise
     engine = Engine(manifest, driver, weights, verify=verify)
+    engine.load_seconds["device"] = opened
     try:
         start = time.perf_counter()
         tokenizer = reading.result()

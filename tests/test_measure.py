@@ -109,7 +109,7 @@ def test_a_report_of_a_gpu(tmp_path: Path, package: Path, monkeypatch: pytest.Mo
     assert report.bandwidth == pytest.approx(2 * size / (0.0025 / 4))
     assert report.bandwidth_source == f"copy of {size >> 20} MiB on the device, read and written"
     assert all(stage.seconds == pytest.approx(0.0025) for stage in report.stages)
-    assert list(report.load_seconds) == ["memory", "upload", "kernels", "digests", "tokenizer"]
+    assert list(report.load_seconds) == ["memory", "upload", "kernels", "digests", "device", "tokenizer"]
 
 
 def test_a_device_without_copies(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,8 @@ class RandomBlock:
     All bytes are random but the float16 scale d at byte ``d_at`` and, with ``min_at``, the float16 minimum
     there, which is ``min_ratio`` times d. ``deviation`` is the standard deviation of the decoded elements
     when d is 1: it follows from the format's own integers. ``scale`` says how d is stored: "f16", "e8m0" (a
-    power of two in a byte) or "nibbles" (a half spread over four words).
+    power of two in a byte), "ue4m3" (four unsigned 8-bit floats, of 16 elements each) or "nibbles" (a half
+    spread over four words).
     Source of the layouts: ggml/src/ggml-common.h.
     """
 
@@ -75,6 +76,7 @@ RANDOM_BLOCKS: dict[str, RandomBlock] = {
     "Q1_0": RandomBlock(128, 18, 1.0, 0),
     "Q2_0": RandomBlock(64, 18, 1.118, 0),
     "MXFP4": RandomBlock(32, 17, 2.926, 0, scale="e8m0"),
+    "NVFP4": RandomBlock(64, 36, 2.926, 0, scale="ue4m3"),
     "IQ1_M": RandomBlock(256, 56, 7.22, 48, scale="nibbles"),
 }
 #: Formats whose elements are numbers of their own.
@@ -118,6 +120,11 @@ def _set_scales(
         exponents = np.clip(np.rint(np.log2(scales)) + 127, 1, 254).astype(np.uint8)
         blocks[:, form.d_at] = exponents[choice]
         return
+    if form.scale == "ue4m3":
+        codes = _nearest_e4m3(scales)
+        for part in range(4):
+            blocks[:, form.d_at + part] = np.roll(codes, part)[choice]
+        return
     d = scales.astype("<f2")
     if form.scale == "nibbles":
         # The four nibbles of d are the upper ones of four 16-bit words, the lowest nibble first.
@@ -133,6 +140,14 @@ def _set_scales(
     if form.min_at is not None:
         minima = (scales * form.min_ratio).astype("<f2")
         halves[:, form.min_at // 2] = minima.view("<u2")[choice]
+
+
+def _nearest_e4m3(values: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """Codes of the unsigned E4M3 numbers next to positive values: 2^-9 steps up to 2^-6, then 8 an octave."""
+    codes = np.arange(1, 127)
+    known = np.where(codes < 8, codes * 2.0**-9, (1 + codes % 8 / 8) * 2.0 ** (codes // 8 - 7))
+    nearest: npt.NDArray[np.uint8] = codes[np.abs(values[:, None] - known).argmin(axis=1)].astype(np.uint8)
+    return nearest
 
 
 def _plain(kind: str, rows: int, cols: int, deviation: float, rng: np.random.Generator) -> Bytes:

@@ -39,6 +39,8 @@ ARCHIVE = "packages.tar.xz"
 CONTEXTS = (0, 4096, 16384)
 #: Context to compile for, where the model allows it: the longest measured one and room for the tokens.
 CONTEXT = 16384 + 256
+#: Steps of loading that are the driver's: opening the device, moving bytes, compiling kernels.
+DRIVER_STEPS = ("device", "upload", "kernels")
 #: Free space from which weights are kept in memory: the largest package twice, and room to spare.
 MEMORY_BYTES = 24 << 30
 
@@ -249,7 +251,7 @@ def _cells(result: Mapping[str, Any], contexts: Sequence[int]) -> list[str]:
         speeds.append(f"{row['tokens_per_second']:,.0f}{share}" if row else "–")
     steps = result["load_steps"]
     upload = steps.get("upload", 0.0)
-    own = result["first_token_seconds"] - upload - steps.get("kernels", 0.0)
+    own = result["first_token_seconds"] - sum(steps.get(name, 0.0) for name in DRIVER_STEPS)
     best = decode.get(0)
     goal, peer = f"≥ {result['goal']:,}", f"{result['llama_cpp']:,}"
     if result["goal_4096"]:
