@@ -13,9 +13,9 @@ from pathlib import Path
 
 from forgec.codegen.render import render_pool, render_stage
 from forgec.errors import UnsupportedModelError, UsageError
-from forgec.frontend.architectures import ARCHITECTURES, Build, build_graph
+from forgec.frontend.architectures import ARCHITECTURES, Build, build_graph, supported_spec
 from forgec.frontend.gguf import GGUFFile
-from forgec.frontend.spec import ModelSpec, read_spec
+from forgec.frontend.spec import ModelSpec
 from forgec.frontend.tokenizer import TokenizerSpec, build_tokenizer, check_chat_template
 from forgec.ir.printer import format_graph
 from forgec.package.loader import import_folder
@@ -110,7 +110,7 @@ def compile_model(
     target = get_target(target_name)
     check_destination(output, force=force)
     with open_model(model, weights) as gguf:
-        spec = read_spec(gguf)
+        spec = supported_spec(gguf, architectures)
         program = plan_model(gguf, spec, target, options, dump, architectures)
         tokenizer, warnings = _tokenizer(gguf, chat_template)
         clock.lap("plan")

@@ -9,8 +9,10 @@ import gguf
 import numpy as np
 import pytest
 
-from forgec.frontend.architectures import ARCHITECTURES
+from forgec.errors import UnsupportedModelError
+from forgec.frontend.architectures import ARCHITECTURES, supported_spec
 from forgec.frontend.foreign import foreign_operations, unknown_tensors
+from forgec.frontend.gguf import open_gguf
 from forgec.frontend.quant import QUANT_BY_NAME
 from forgec.inspection import Inspection, inspect_file
 from forgec.plan.program import CompileOptions
@@ -121,6 +123,28 @@ def test_files_that_are_no_models(tmp_path: Path, metadata: dict[str, str], prob
     found = inspect_file(path)
     (only,) = found.problems
     assert only.problem == problem and hint in only.hint and found.tokenizer is None
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message", "hint"),
+    [
+        ({"general.architecture": "rwkv6"}, "architecture 'rwkv6' is not supported",
+         "Tensor 'blk.0.time_mix_w1.weight' belongs to an RWKV layer (token shift and WKV recurrence), an "
+         "operation that forgec lacks. Supported: "),
+        ({"general.type": "adapter", "general.architecture": "llama"}, "'m.gguf' is an adapter, not a model",
+         "Give it with its model: forgec compile MODEL --lora FILE."),
+        ({"general.architecture": "clip"},
+         "'m.gguf' is the image or audio encoder of a model, not a language model",
+         "Give the model's main file."),
+    ],
+)  # fmt: skip
+def test_compiling_says_the_same_instead_of_asking_for_keys(
+    tmp_path: Path, metadata: dict[str, str], message: str, hint: str
+) -> None:
+    path = write_gguf(tmp_path / "m.gguf", metadata, {"blk.0.time_mix_w1.weight": TINY})
+    with open_gguf(path) as model, pytest.raises(UnsupportedModelError) as caught:
+        supported_spec(model)
+    assert caught.value.message == message and caught.value.hint.startswith(hint)
 
 
 def test_a_vocabulary_without_a_model(tmp_path: Path) -> None:

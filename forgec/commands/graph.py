@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
-from forgec.frontend.architectures import build_graph
+from forgec.frontend.architectures import build_graph, supported_spec
 from forgec.frontend.gguf import open_gguf
-from forgec.frontend.spec import read_spec
 from forgec.ir.draw import to_dot, to_mermaid, to_text
 from forgec.ir.draw_svg import to_html, to_svg
 from forgec.ir.graph import Graph
@@ -53,7 +52,7 @@ def command(model: Path, arch: str, form: str | None, stage: str, output: Path |
     if output is not None:
         check_file(output)
     with open_gguf(model) as gguf:
-        before = build_graph(gguf, read_spec(gguf))
+        before = build_graph(gguf, supported_spec(gguf))
         text = _render(form, stage, before, optimise(before, target))
     if output is None:
         click.echo(text, nl=not text.endswith("\n"))

@@ -18,8 +18,8 @@ from rich.table import Table
 from forgec.compiler import check_kernels, plan_model, program_units
 from forgec.config import load_config
 from forgec.errors import UsageError
+from forgec.frontend.architectures import supported_spec
 from forgec.frontend.gguf import open_gguf
-from forgec.frontend.spec import read_spec
 from forgec.plan.layouts import FORMATS
 from forgec.plan.program import CompileOptions, Launch, Program
 from forgec.plan.stages import MatvecParams
@@ -100,7 +100,7 @@ def command(
     """
     target = get_target(arch)
     with open_gguf(model) as gguf:
-        program = plan_model(gguf, read_spec(gguf), target, CompileOptions(math=math, context=ctx))
+        program = plan_model(gguf, supported_spec(gguf), target, CompileOptions(math=math, context=ctx))
     position = min(DEFAULT_POSITION, program.context - 1) if position is None else position
     if position >= program.context:
         raise UsageError(

@@ -28,10 +28,13 @@ from forgec.frontend.architectures import (
     stablelm,
 )
 from forgec.frontend.architectures.builders import TensorTable
-from forgec.frontend.spec import ModelSpec
+from forgec.frontend.foreign import file_kind, foreign_operations
+from forgec.frontend.gguf import GGUFFile
+from forgec.frontend.metadata import ModelKeys
+from forgec.frontend.spec import ModelSpec, read_spec
 from forgec.ir.graph import Graph
 
-__all__ = ["ARCHITECTURES", "Build", "build_graph"]
+__all__ = ["ARCHITECTURES", "Build", "build_graph", "supported_spec"]
 
 #: What a row of the table is: raises as ``build_graph``.
 Build = Callable[[TensorTable, ModelSpec], Graph]
@@ -75,6 +78,22 @@ ARCHITECTURES: Mapping[str, Build] = MappingProxyType(
 )
 
 
+def supported_spec(gguf: GGUFFile, architectures: Mapping[str, Build] = ARCHITECTURES) -> ModelSpec:
+    """``read_spec`` of a model that can be built: other files lack keys, which would be the lesser news.
+
+    Raises UnsupportedModelError for a file that is no language model and for an unknown architecture, and as
+    ``read_spec``.
+    """
+    other = file_kind(gguf.metadata)
+    if other is not None:
+        raise UnsupportedModelError(f"'{gguf.path.name}' is {other[0]}", other[1])
+    architecture = ModelKeys.of(gguf).architecture
+    if architecture not in architectures:
+        lacking = [foreign.sentence for foreign in foreign_operations(gguf.tensors, gguf.metadata)]
+        raise _unsupported(architecture, architectures, *lacking[:1])
+    return read_spec(gguf)
+
+
 def build_graph(
     gguf: TensorTable, spec: ModelSpec, architectures: Mapping[str, Build] = ARCHITECTURES
 ) -> Graph:
@@ -85,8 +104,11 @@ def build_graph(
     """
     build = architectures.get(spec.architecture)
     if build is None:
-        raise UnsupportedModelError(
-            f"architecture '{spec.architecture}' is not supported",
-            f"Supported: {', '.join(architectures)}.",
-        )
+        raise _unsupported(spec.architecture, architectures)
     return build(gguf, spec)
+
+
+def _unsupported(name: str, architectures: Mapping[str, Build], *reasons: str) -> UnsupportedModelError:
+    hints = [f"{reason[0].upper()}{reason[1:]}." for reason in reasons]
+    hints.append(f"Supported: {', '.join(architectures)}.")
+    return UnsupportedModelError(f"architecture '{name}' is not supported", " ".join(hints))
