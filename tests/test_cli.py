@@ -44,7 +44,7 @@ def test_version_and_overview(run: Forgec) -> None:
     assert (nothing.code, nothing.out, nothing.err) == (2, "", said.out)
 
 
-SUBCOMMANDS = ("golden record", "golden check", "golden quality")
+SUBCOMMANDS = ("golden record", "golden check", "golden quality", "golden types")
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, *SUBCOMMANDS])
@@ -320,6 +320,16 @@ def test_quality_against_oneself_is_perfect(run: Forgec, package: Path) -> None:
     said = run("golden", "quality", package, "--against", package, "--positions", "40")
     assert said.code == 0
     assert "top-1 agreement 100.00%, KL mean 0.000000" in said.out
+
+
+def test_a_model_in_another_weight_type(run: Forgec, model: Path) -> None:
+    said = run("golden", "types", model, "--type", "Q8_0", "--every", "1", "--positions", "24")
+    assert (said.code, said.err) == (0, "")
+    heading, row = said.out.splitlines()
+    assert heading.split()[:3] == ["type", "matrices", "forgec"]
+    name, matrices, perplexity, of_f32, of_own = row.split()
+    assert (name, matrices) == ("Q8_0", "14") and float(perplexity) > 1
+    assert abs(float(of_f32.rstrip("%"))) < 0.05 and abs(float(of_own.rstrip("%"))) < 5
 
 
 # -- how it ends

@@ -19,6 +19,7 @@ import pytest
 
 from forgec.compiler import compile_model
 from forgec.config import load_config
+from forgec.ir.shapes import EXECUTABLE_TYPES
 from forgec.synth.shapes import SHAPES
 from forgec.targets import get_target, target_names
 from forgec.toolchain import open_cache
@@ -108,6 +109,8 @@ def room(tmp_path: Path) -> Iterator[Path]:
          "device 'hip' cannot run a package for target 'x86-64-v3' of family 'cpu'",
          "leave out --device, use --device cpu, or compile the model for another target"),
         ("golden nope", 2, "No such command 'nope'.", "'forgec golden --help' lists arguments and options"),
+        ("golden types @model --type Q8_1", 2, "weight type 'Q8_1' is not known",
+         f"Known: {', '.join(name.upper() for name in EXECUTABLE_TYPES)}."),
         ("golden check @package none", 2, "cannot read 'none': No such file or directory",
          "Record one with 'forgec golden record'."),
         ("golden check @package @model", 2, "'@model' is not a golden file",

@@ -189,3 +189,72 @@ def _llama_cpp(model: Path, tokens: list[int], own: Any, threads: int) -> None:
     for name, scores in (("F32", exact), ("quantised", given)):
         ratio = own.perplexity / scores.perplexity - 1
         click.echo(f"  perplexity against llama.cpp's {name} run: {ratio:+.3%}")
+
+
+@command.command("types", short_help="Perplexity of a model in other weight types, here and in llama.cpp.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--type", "names", multiple=True, metavar="TYPE", help="Types to try; default: all.")
+@click.option("--arch", default="x86-64-v3", show_default=True, help="Target chip.")
+@click.option("--every", type=click.IntRange(1), default=8, show_default=True,
+              help="Change the matrices of every N-th layer.")  # fmt: skip
+@click.option("--positions", type=click.IntRange(2), default=512, show_default=True,
+              help="Tokens of the text to compare.")  # fmt: skip
+@DEVICE
+@THREADS
+def types(
+    model: Path,
+    names: tuple[str, ...],
+    arch: str,
+    every: int,
+    positions: int,
+    device: str | None,
+    threads: int | None,
+) -> None:
+    """Write MODEL with layers in each weight type, and compare its perplexity with llama.cpp's.
+
+    llama.cpp runs each file as it is, where it rounds activations to 8 bits, and on its weights in F32.
+
+    \b
+    Example:
+      forgec golden types model.gguf --type Q4_K --type IQ3_S
+    """
+    from forgec.frontend.quant import QUANT_BY_NAME
+
+    known = [name for name, quant in QUANT_BY_NAME.items() if quant.weights]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"weight type '{name}' is not known", f"Known: {', '.join(known)}.")
+    click.echo(f"{'type':<8} {'matrices':>8} {'forgec':>10} {'of F32':>9} {'of its own run':>15}")
+    for name in names or known:
+        click.echo(_type_row(model, name, arch, every, positions, device, threads))
+
+
+def _type_row(
+    model: Path, name: str, arch: str, every: int, positions: int, device: str | None, threads: int | None
+) -> str:
+    """One line: perplexity of a package of the changed file, and its ratios to llama.cpp's two runs."""
+    import tempfile
+
+    from forgec.compiler import compile_model
+    from forgec.config import load_config
+    from forgec.frontend.gguf import open_gguf
+    from forgec.frontend.quant import QUANT_BY_NAME
+    from forgec.frontend.spec import read_spec
+    from forgec.golden import quality as q
+    from forgec.golden.rewrite import write_type
+    from forgec.plan.program import CompileOptions
+    from forgec.toolchain import open_cache
+
+    with tempfile.TemporaryDirectory(prefix="forgec-types-") as folder:
+        changed, package = Path(folder) / "model.gguf", Path(folder) / "package"
+        matrices = write_type(model, changed, QUANT_BY_NAME[name], every)
+        with open_gguf(changed) as gguf:
+            context = min(q.WINDOW, read_spec(gguf).context_length)
+        options = CompileOptions(math="exact", context=context)
+        compile_model(changed, arch, package, options, cache=open_cache(load_config())[0])
+        with loaded(package, device, threads) as subject:
+            tokens = list(subject.tokenizer.encode(q.standard_text()))[:positions]
+            own = q.Scores.of(q.windowed(subject.logits, tokens, context), tokens)
+        given, exact = q.llama_cpp_scores(changed, tokens, threads or 2)
+    ratios = [own.perplexity / other.perplexity - 1 for other in (exact, given)]
+    return f"{name:<8} {matrices:>8} {own.perplexity:>10.4f} {ratios[0]:>+9.3%} {ratios[1]:>+15.3%}"

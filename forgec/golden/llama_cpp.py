@@ -98,12 +98,20 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def ggml_quantise(array: npt.NDArray[np.float32], ggml_id: int, row_bytes: int) -> npt.NDArray[np.uint8]:
-    """ggml's own quantisation of f32 [rows, cols], without an importance matrix: uint8 [rows, row_bytes]."""
+def ggml_quantise(
+    array: npt.NDArray[np.float32], ggml_id: int, row_bytes: int, *, importance: bool = False
+) -> npt.NDArray[np.uint8]:
+    """ggml's own quantisation of f32 [rows, cols]: uint8 [rows, row_bytes].
+
+    ``importance`` gives it an importance matrix of ones, without which the smallest IQ types are refused.
+    """
     rows, cols = array.shape
     values = np.ascontiguousarray(array, np.float32)
     data = np.zeros((rows, row_bytes), np.uint8)
-    size = _library().ggml_quantize_chunk(ggml_id, values.ctypes.data, data.ctypes.data, 0, rows, cols, None)
+    ones = np.ones(cols, np.float32)
+    size = _library().ggml_quantize_chunk(
+        ggml_id, values.ctypes.data, data.ctypes.data, 0, rows, cols, ones.ctypes.data if importance else None
+    )
     if size != data.size:
         raise ForgeError(f"ggml wrote {size} bytes of type {ggml_id}, expected {data.size}")
     return data

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from forgec.golden.f32 import write_f32
 from forgec.golden.llama_cpp import LlamaCpp
+from forgec.golden.rewrite import write_f32
 
 __all__ = ["Divergence", "Scores", "divergence", "llama_cpp_scores", "standard_text", "windowed"]
 

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from forgec.errors import UsageError
-from forgec.golden.f32 import write_f32
 from forgec.golden.llama_cpp import LlamaCpp, oracle_version
 from forgec.golden.prompts import PROMPTS, Prompt
+from forgec.golden.rewrite import write_f32
 
 __all__ = ["Comparison", "Golden", "Step", "check", "golden_text", "load", "record"]
 

@@ -442,9 +442,10 @@ def _random_bytes(
     for at in places:
         raw[..., at : at + 2] = rng.permutation(d, axis=1)[..., None].view(np.uint8)
     if format == "mxfp4":  # powers of two
-        raw[..., 0] = rng.integers(117, 127, shape)
-    if format == "nvfp4":  # unsigned E4M3
-        raw[..., :4] &= 0x7F
+        raw[..., 0] = rng.integers(113, 123, shape)
+    if format == "nvfp4":  # unsigned E4M3, up to 0.06; one up to 0.5
+        raw[..., :4] = rng.integers(0, 24, (*shape, 4))
+        raw[0, 0, 0] = rng.integers(24, 48)
     if format == "iq1_m":  # a nibble of d on top of each half
         nibbles = d.view(np.uint16)[..., None] >> np.array([0, 4, 8, 12], np.uint16) & 15
         raw[..., 49::2] = raw[..., 49::2] & 15 | nibbles.astype(np.uint8) << 4

@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-
 from forgec.golden.f32 import write_f32
+
 from forgec.golden.llama_cpp import LlamaCpp
 from tests.models.tiny import CONTEXT, TINY, VOCABULARY
 
