@@ -96,7 +96,7 @@ def command(
     \b
     Example:
       forgec report model.gguf --arch gfx1100
-      forgec report model.gguf --arch gfx1100 --emulate --bandwidth 800 --compute-units 84  # RX 7900 XT
+      forgec report model.gguf --arch gfx1100 --emulate --bandwidth 800 --compute-units 84
     """
     target = get_target(arch)
     with open_gguf(model) as gguf:
