@@ -39,6 +39,8 @@ ARCHIVE = "packages.tar.xz"
 CONTEXTS = (0, 4096, 16384)
 #: Context to compile for, where the model allows it: the longest measured one and room for the tokens.
 CONTEXT = 16384 + 256
+#: Tokens of a repetition, as in llama.cpp's tg128.
+TOKENS = 128
 #: Steps of loading that are the driver's: opening the device, moving bytes, compiling kernels.
 DRIVER_STEPS = ("device", "upload", "kernels")
 #: Free space from which weights are kept in memory: the largest package twice, and room to spare.
@@ -203,7 +205,7 @@ def _measure(row: Row, package: Path, device: str | None, contexts: Sequence[int
         engine.token(engine.sample())
         first = time.perf_counter()
         measure = importlib.import_module(f"{module.__name__}.measure")
-        report = measure.measure(model, contexts=contexts)
+        report = measure.measure(model, contexts=contexts, tokens=TOKENS)
         print(measure.report_text(report), flush=True)
     for name in [n for n in sys.modules if n == module.__name__ or n.startswith(f"{module.__name__}.")]:
         del sys.modules[name]
