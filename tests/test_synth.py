@@ -101,6 +101,15 @@ def test_rows_that_do_not_divide_fall_back() -> None:
     assert tensor_type("Q4_0", replace(place, cols=40), 8, 1, tied=False) == "F16"
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_mix_of_every_shape_can_be_written(name: str) -> None:
+    for mix in MIXES:
+        for planned in planned_tensors(replace(SHAPES[name], layers=9), mix):
+            quant = QUANT_BY_NAME[planned.kind]
+            assert planned.tensor.shape[-1] % quant.block == 0, (mix, planned)
+            assert not planned.tensor.is_matrix or planned.kind in {*PLAIN, *RANDOM_BLOCKS}, (mix, planned)
+
+
 def test_an_unknown_mix_is_refused() -> None:
     with pytest.raises(UsageError, match="no quantisation mix 'Q9'"):
         tensor_type("Q9", TensorPlace("ffn_up", 0, 256), 8, 1, tied=False)
