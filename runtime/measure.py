@@ -110,7 +110,9 @@ def measure(
     bandwidth, source = stream_bandwidth(engine.driver)
     engine.fill("kv", CACHE_BYTE)
     decode = tuple(_decode(engine, traffic, context, tokens, repeat, bandwidth) for context in fitting)
-    timed = _stage_times(engine, manifest.raw, fitting[0], repeat) if stages else ((), 0.0)
+    timed: tuple[tuple[StageTime, ...], float] = ((), 0.0)
+    if stages and not _is_persistent(manifest.raw):
+        timed = _stage_times(engine, manifest.raw, fitting[0], repeat)
     return Report(
         model=str(manifest.model["name"]),
         target=manifest.target.name,
@@ -214,6 +216,12 @@ def _prompt(engine: Engine, length: int, repeat: int) -> float:
         engine.synchronize()
         seconds.append(time.perf_counter() - start)
     return length / statistics.median(seconds[1:])
+
+
+def _is_persistent(raw: Mapping[str, Any]) -> bool:
+    """Whether one resident kernel carries out the stages of a token: its blocks must be launched as a whole."""
+    kernels = raw["kernels"]
+    return any(kernels[launch["kernel"]].get("cooperative") for launch in raw["sequences"]["decode"])
 
 
 def _stage_times(

@@ -88,6 +88,15 @@ def test_a_report_of_a_recorded_device(package: Path, monkeypatch: pytest.Monkey
     assert "not measured: context 100" in text and "an empty pair of timestamps: 1000000.0 us" in text
 
 
+def test_a_resident_kernel_is_not_launched_apart(package: Path) -> None:
+    with runtime.load(package, device="recording") as model:
+        raw: Any = model.manifest.raw
+        raw["kernels"][0]["cooperative"] = True
+        report = measure.measure(model, contexts=(0,), tokens=4, prompt=9, repeat=1)
+        assert "launch" not in [call.name for call in model.engine.driver.calls]
+    assert report.stages == () and "stages at" not in measure.report_text(report)
+
+
 def test_contexts_that_do_not_fit(package: Path) -> None:
     with runtime.load(package, threads=1) as model, pytest.raises(UsageError, match="52 tokens do not fit"):
         measure.measure(model, contexts=(CONTEXT,), tokens=4)
