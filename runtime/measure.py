@@ -219,7 +219,7 @@ def _prompt(engine: Engine, length: int, repeat: int) -> float:
 
 
 def _is_persistent(raw: Mapping[str, Any]) -> bool:
-    """Whether one resident kernel carries out the stages of a token: its blocks must be launched as a whole."""
+    """Whether one resident kernel carries out the stages of a token: it is launched as a whole."""
     kernels = raw["kernels"]
     return any(kernels[launch["kernel"]].get("cooperative") for launch in raw["sequences"]["decode"])
 
