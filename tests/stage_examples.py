@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from forgec.plan.geometry import matrix_decode
 from forgec.plan.stages import (
     POINTWISE,
     AttentionDecodeParams,
@@ -56,6 +57,11 @@ def examples(target_name: str) -> list[StageParams]:
         AttentionDecodeParams(*common, *attention, splits=4, lanes_per_key=min(8, target.wave)),
         AttentionDecodeParams(
             *common, 9, bounded, 0.1, 64, 30.0, 8.0, True, 4, min(8, target.wave), fresh=True
+        ),
+        *(
+            [AttentionDecodeParams(*common, *attention, splits=4, matrix=True)]
+            if matrix_decode(cache, target)
+            else []
         ),
         AttentionPrefillParams(*common, *attention, causal=True, tile_queries=keys, tile_keys=keys),
         AttentionPrefillParams(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from forgec.ir import ops
 from forgec.ir.graph import Node
-from forgec.plan.geometry import attention_tile, lanes_per_key
+from forgec.plan.geometry import attention_tile, lanes_per_key, matrix_decode
 from forgec.plan.kvcache import readers
 from forgec.plan.lowering import STATE, Arguments, Lowered, Lowering, Temp
 from forgec.plan.program import Argument, Ref
@@ -55,10 +55,11 @@ def _decode(at: Lowering, node: Node, op: ops.Attention) -> Iterator[Lowered]:
     tuning = lookup("attention", at.options.kv_dtype, at.target)
     splits = attention_splits(op.kv_heads, min(op.window or at.context, at.context), at.target)
     fresh = _fresh(at, node.inputs[1])
+    cache = at.kv_cache(*_caches(op, node), value_length=op.v_length)
     params = AttentionDecodeParams(
         *at.common(tuning),
         op.heads,
-        at.kv_cache(*_caches(op, node), value_length=op.v_length),
+        cache,
         op.scale,
         op.window,
         op.softcap,
@@ -67,6 +68,7 @@ def _decode(at: Lowering, node: Node, op: ops.Attention) -> Iterator[Lowered]:
         splits,
         lanes_per_key(op.head_length, at.target),
         fresh,
+        matrix_decode(cache, at.target),
     )
     partial = at.temp(f"{node.name}.partial", 4 * params.partial_floats)
     new = tuple(_new_rows(at, name) for name in _caches(op, node)) if fresh else ()

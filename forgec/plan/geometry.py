@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from forgec.plan.layouts import slice_elements
 from forgec.plan.stages import MatmulParams, MatvecParams, Segment
+from forgec.plan.stages.cache import KVCache
 from forgec.plan.tuning import Tuning, grid_blocks, lookup, shape_class
 from forgec.targets import Target
 
@@ -17,6 +18,7 @@ __all__ = [
     "lanes_per_key",
     "lanes_per_row",
     "matmul_grid",
+    "matrix_decode",
     "matvec_grid",
     "matvec_tuning",
     "power_of_two_below",
@@ -47,6 +49,17 @@ def lanes_per_key(head_length: int, target: Target) -> int:
     choices = [1 << i for i in range(target.wave.bit_length())]
     choices = [lanes for lanes in choices if pieces <= 3 * lanes] or choices[-1:]
     return min(choices, key=lambda lanes: (-(-pieces // lanes) * lanes, -lanes))
+
+
+def matrix_decode(cache: KVCache, target: Target) -> bool:
+    """Whether decode attention runs on matrix units.
+
+    It does where a wave's products are 16 x 8 x 16, K and V are f16 and a turn's rows fit the registers.
+    """
+    lengths = {cache.key_length, cache.value_length}
+    return (
+        target.matrix == "mma.sync" and cache.dtype == "f16" and not cache.v_from_k and lengths <= {64, 128}
+    )
 
 
 def attention_tile(

@@ -65,10 +65,10 @@ class Kernel:
 # ---- where the compiler is
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, plain: bool) -> None:
     sys.path.insert(0, str(ROOT))
     from forgec.codegen.render import render_stage
-    from forgec.plan.geometry import lanes_per_key
+    from forgec.plan.geometry import lanes_per_key, matrix_decode
     from forgec.plan.stages import AttentionDecodeParams, KVCache
     from forgec.plan.stages.cache import rows_bytes
     from forgec.plan.tuning import attention_splits
@@ -80,15 +80,17 @@ def prepare(folder: Path) -> None:
     for name, (heads, kv_heads, length) in SHAPES.items():
         for context in CONTEXTS:
             for dtype in DTYPES:
+                cache = KVCache(kv_heads, length, length, context, dtype)
                 params = AttentionDecodeParams(
                     target.family,
                     target.wave,
                     target.block_size,
                     heads,
-                    KVCache(kv_heads, length, length, context, dtype),
+                    cache,
                     length**-0.5,
                     splits=attention_splits(kv_heads, context, target),
                     lanes_per_key=lanes_per_key(length, target),
+                    matrix=matrix_decode(cache, target) and not plain,
                 )
                 units.append(Unit(params.symbol, render_stage(params), (params.symbol,)))
                 kernels.append(
@@ -258,9 +260,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--repeat", type=int, default=20)
     parser.add_argument("--only", default="", help="part of 'SHAPE DTYPE CONTEXT', e.g. '8B f16'")
+    parser.add_argument("--plain", action="store_true", help="prepare kernels without matrix units")
     options = parser.parse_args(arguments)
     if options.mode == "prepare":
-        prepare(options.folder)
+        prepare(options.folder, options.plain)
         return 0
     return run(options.folder, options.repeat, options.only)
 

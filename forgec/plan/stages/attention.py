@@ -102,16 +102,17 @@ class AttentionDecodeParams(AttentionParams):
     ``partial`` is f32 [heads][splits][value_length] (weighted sums) followed by [heads][splits][2] (maximum,
     sum of weights), and ``counters`` u32 [kv_heads], zero between launches; other blocks write both. With
     ``fresh`` the step's own rows come as f32 [kv_heads][length] in ``k_new`` and ``v_new``, and this stage
-    appends them to the cache.
+    appends them to the cache. ``matrix``: on matrix units of 16 x 8 x 16, an f16 cache of rows of 64 or 128.
     """
 
     splits: int = 1
     lanes_per_key: int = 1
     fresh: bool = False
+    matrix: bool = False
 
     @property
     def stage(self) -> str:
-        return "attention_decode"
+        return "attention_decode_matrix" if self.matrix else "attention_decode"
 
     @property
     def k_arg(self) -> Arg:
