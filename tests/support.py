@@ -21,7 +21,7 @@ from forgec.frontend.quant import QUANT_TYPES, QuantType
 from forgec.ir.shapes import EXECUTABLE_TYPES
 from forgec.plan.stages import EmbeddingParams, StageParams
 from forgec.targets import get_target, target_names
-from tests import test_templates
+from tests import test_mixed_types, test_templates
 from tests.format_examples import format_examples
 from tests.kernels import (
     test_cpu_matmul,
@@ -55,7 +55,8 @@ _TYPES = """## Weight types
 
 Any of these types in any matrix of any architecture; norms and biases are F32. Where a letter stands the
 kernel ran against float64 of the dequantised blocks at odd row counts: V matrix times vector, M matrix
-times prompt, E embedding rows. "built": all three were compiled and the code object inspected.
+times prompt, E embedding rows; L: logits and perplexity of a model with such matrices against llama.cpp.
+"built": the three kernels were compiled and the code objects inspected.
 """
 
 
@@ -169,9 +170,18 @@ def formats_run(letter: str) -> set[tuple[str, str]]:
     }
 
 
+def formats_in_models() -> set[str]:
+    """The formats of the tiny models whose logits are compared with llama.cpp's, on the CPU."""
+    test = test_mixed_types.test_the_logits_and_the_perplexity_are_llama_cpps
+    return {
+        kind for (number,) in _tested([test], "number") for kind in test_mixed_types.types_of(number).values()
+    }
+
+
 def _types() -> str:
     """One row per type that kernels read: where they ran, and for which other chips they were compiled."""
     ran = {letter: {(kind, DEVICES[device]) for kind, device in formats_run(letter)} for letter in KERNELS}
+    ran["L"] = {(kind, DEVICES["cpu"]) for kind in formats_in_models()}
     only_compiled = {
         target for (target,) in _tested([test_templates.test_every_weight_format_compiles], "target_name")
     }

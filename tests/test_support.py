@@ -7,7 +7,7 @@ import pytest
 from forgec.frontend.architectures import ARCHITECTURES
 from forgec.ir.shapes import EXECUTABLE_TYPES
 from forgec.plan.formats import FORMATS
-from tests.support import PAGE, cases, formats_run, support_page
+from tests.support import PAGE, cases, formats_in_models, formats_run, support_page
 
 
 def test_the_page_is_not_stale() -> None:
@@ -25,6 +25,10 @@ def test_every_row_of_the_tables_is_on_the_page() -> None:
 def test_every_type_is_multiplied_on_every_device(device: str) -> None:
     for letter in "VM":
         assert {name for name, where in formats_run(letter) if where == device} == set(EXECUTABLE_TYPES)
+
+
+def test_every_type_is_in_a_model() -> None:
+    assert formats_in_models() == set(EXECUTABLE_TYPES)
 
 
 def test_rows_of_every_type_are_read_on_a_cpu_and_on_an_emulated_chip() -> None:

@@ -12,9 +12,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from forgec.golden.f32 import write_f32
 
 from forgec.golden.llama_cpp import LlamaCpp
+from forgec.golden.rewrite import write_f32
 from tests.models.tiny import CONTEXT, TINY, VOCABULARY
 
 __all__ = ["DECODED", "FIXTURES", "PROMPT", "tokens_of"]
