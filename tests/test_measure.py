@@ -88,7 +88,8 @@ def test_a_report_of_a_recorded_device(package: Path, monkeypatch: pytest.Monkey
     assert "not measured: context 100" in text and "an empty pair of timestamps: 1000000.0 us" in text
 
 
-def test_a_resident_kernel_is_not_launched_apart(package: Path) -> None:
+def test_a_resident_kernel_is_not_launched_apart(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "COPY_BYTES", 1 << 20)
     with runtime.load(package, device="recording") as model:
         raw: Any = model.manifest.raw
         raw["kernels"][0]["cooperative"] = True
