@@ -24,9 +24,11 @@ from forgec.targets import get_target, target_names
 from tests import test_mixed_types, test_templates
 from tests.format_examples import format_examples
 from tests.kernels import (
+    test_cpu_formats,
     test_cpu_matmul,
     test_cpu_matvec,
     test_embedding,
+    test_experts,
     test_formats,
     test_matmul,
     test_matvec,
@@ -153,8 +155,18 @@ def _share(models: Sequence[str], tested: set[Any]) -> str:
 
 #: Letter of a kernel -> the modules and functions whose tests run it in a "format" on a "device".
 KERNELS: Mapping[str, tuple[Callable[..., Any], ...]] = {
-    "V": (*_tests_of(test_matvec), *_tests_of(test_cpu_matvec), test_formats.test_matvec),
-    "M": (*_tests_of(test_matmul), *_tests_of(test_cpu_matmul), test_formats.test_matmul),
+    "V": (
+        *_tests_of(test_matvec),
+        *_tests_of(test_cpu_matvec),
+        test_formats.test_matvec,
+        test_cpu_formats.test_matvec,
+    ),
+    "M": (
+        *_tests_of(test_matmul),
+        *_tests_of(test_cpu_matmul),
+        test_formats.test_matmul,
+        test_cpu_formats.test_matmul,
+    ),
     "E": (*_tests_of(test_embedding), test_formats.test_embedding_rows),
 }
 
@@ -209,6 +221,19 @@ def _refused() -> str:
     return f"Known to GGUF and refused in a matrix, by the tensor's name: {', '.join(names)}.\n"
 
 
+def _experts() -> str:
+    """The types in which the products with stacked experts are tested."""
+    used = {name for _, _, formats, _ in test_experts.UP.values() for name in formats}
+    used |= {format for format, *_ in test_experts.DOWN.values()}
+    used |= {name for formats, *_ in test_experts.MATMUL.values() for name in formats}
+    names = [quant.name for quant in _executable() if quant.name.lower() in used]
+    devices = {
+        where for (device,) in _tested(_tests_of(test_experts), "device") for where in [DEVICES[device]]
+    }
+    targets = [f"{name}{_where(name)}" for name in target_names() if name in devices]
+    return f"Products with stacked experts ran in {', '.join(names)} on {', '.join(targets)}.\n"
+
+
 def _formats_of(examples: Iterable[StageParams]) -> Iterator[str]:
     for params in examples:
         yield from (segment.format for segment in getattr(params, "segments", ()))
@@ -252,9 +277,8 @@ def _where(target: str) -> str:
 
 def support_page() -> str:
     """The whole page."""
-    return "\n".join(
-        (_HEAD, _ARCHITECTURES, _architectures(), _TYPES, _types(), _refused(), "## Targets\n", _targets())
-    )
+    types = (_TYPES, _types(), _experts(), _refused())
+    return "\n".join((_HEAD, _ARCHITECTURES, _architectures(), *types, "## Targets\n", _targets()))
 
 
 if __name__ == "__main__":
