@@ -27,7 +27,7 @@ from forgec.targets import get_target
 from forgec.toolchain import open_cache
 from tests.models.record import PROMPT, tokens_of
 from tests.models.test_architectures import check, log_softmax, run
-from tests.models.tiny import CONTEXT, EXPERTS, INNER, TINY, USED, E, Tiny
+from tests.models.tiny import CONTEXT, EXPERTS, TINY, USED, E, Tiny
 
 
 def test_routing_by_hand() -> None:
@@ -172,11 +172,21 @@ def test_without_fusion(tmp_path: Path) -> None:
     assert PROMPT > 8, "the prompt takes two chunks"
 
 
-def test_experts_are_gathered_from_stacks_of_odd_sizes(tmp_path: Path) -> None:
-    """Stacks stay in rows on the CPU: an expert of 32 rows of 64 starts anywhere."""
-    program = program_of(TINY["qwen3moe"], tmp_path, "x86-64-v3")
-    (gate,) = [t for t in program.tensors if t.name == "blk.0.ffn_gate_exps.weight"]
-    assert (gate.layout, gate.rows, gate.cols) == ("rows", EXPERTS * INNER, E)
+@pytest.mark.parametrize(
+    ("name", "target", "layout"),
+    [
+        ("qwen3moe", "x86-64-v3", "rows8"),
+        ("gpt-oss-mxfp4", "x86-64-v3", "rows"),
+        ("qwen3moe", "gfx1100", "rows"),
+    ],
+)
+def test_layout_of_stacks(name: str, target: str, layout: str, tmp_path: Path) -> None:
+    """Groups of eight rows on the CPU, where there are kernels for the type; kernels know what they read."""
+    program = program_of(TINY[name], tmp_path, target)
+    stacks = [t for t in program.tensors if t.name.startswith("blk.0.") and "_exps.weight" in t.name]
+    assert [t.layout for t in stacks] == [layout] * 3
+    kernels = [k for k in program.kernels if k.stage in ("expert_up", "expert_down", "expert_matmul")]
+    assert {k.layout for k in kernels} == {layout}
 
 
 def test_int8_activations_that_do_not_fit_stay_floats(tmp_path: Path) -> None:

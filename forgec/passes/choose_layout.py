@@ -17,8 +17,10 @@ ROWS8_TYPES = (
     *("f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"),
     *("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs"),
 )
-#: Operations whose stages find one matrix of many by its number, and its rows one by one.
-STACKS = (Experts, HeadLinear, LatentQK)
+#: Operations whose stages find rows one by one: looked up, or of one matrix of a stack for each head.
+BY_ROW = (Embedding, HeadLinear, LatentQK)
+#: Rows that "rows8" interleaves: every matrix of a stack must begin with a whole group.
+GROUP = 8
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class ChooseLayout(Pass):
     "rows" keeps quants and scales of a row apart, so that a lane loads 16 contiguous bytes. On the CPU a
     vector lane is a row: "rows8" interleaves eight rows, which needs no sum across lanes (rows are padded to
     8). There a matrix that is only looked up by row, as an embedding that is not the output matrix too, stays
-    in "rows", and so do a product in which any matrix has a type without kernels for "rows8", and the
-    matrices of experts and heads.
+    in "rows", and so do a product in which any matrix has a type without kernels for "rows8", experts
+    that would begin within eight rows, and the matrices of heads.
     """
 
     name: str = "choose-layout"
@@ -56,15 +58,20 @@ def _layout(graph: Graph, weight: Value, interleaved: frozenset[str]) -> str:
 
 def _interleaved(graph: Graph) -> frozenset[str]:
     """Matrices whose products have kernels for "rows8"; the matrices of one product share a layout."""
-    products = [
-        frozenset(_matrices(node)) for node in graph.topo() if not isinstance(node.op, (Embedding, *STACKS))
-    ]
+    products = [frozenset(_matrices(node)) for node in graph.topo() if not isinstance(node.op, BY_ROW)]
     excluded: frozenset[str] = frozenset()
-    found = frozenset(name for p in products for name in p if graph.values[name].dtype not in ROWS8_TYPES)
+    found = frozenset(name for p in products for name in p if not _in_groups(graph.values[name]))
     while found != excluded:
         excluded = found
         found = excluded.union(*(p for p in products if p & excluded))
     return frozenset().union(*products) - excluded
+
+
+def _in_groups(weight: Value) -> bool:
+    """Whether there are kernels that read eight rows of a weight at a time."""
+    stack = len(weight.shape) > 2
+    rows = weight.shape[-2]
+    return weight.dtype in ROWS8_TYPES and not (stack and isinstance(rows, int) and rows % GROUP)
 
 
 def _matrices(node: Node) -> tuple[str, ...]:

@@ -139,6 +139,7 @@ def _token(layer: _Layer) -> Iterator[Lowered]:
         act=layer.act(second=False),
         lanes_per_row=lanes_per_row(segments, layer.gate.cols, tuning, at.target),
         rows_per_group=tuning.rows_per_group,
+        layout=layer.gate.layout,
     )
     chosen, shares = layer.temp("chosen", used), layer.temp("shares", used + 1)
     h = layer.temp("h", used * layer.inner + up.shared_rows)
@@ -164,6 +165,7 @@ def _token(layer: _Layer) -> Iterator[Lowered]:
         act=layer.act(second=True),
         lanes_per_row=lanes_per_row((Segment(layer.down.format, 1),), layer.inner, tuning, at.target),
         rows_per_group=tuning.rows_per_group,
+        layout=layer.down.layout,
     )
     weights = layer.plain(inputs.weights[2], *inputs.biases[2:], *inputs.shared[2:])
     args = (STATE, h, chosen, shares, *weights, *layer.residual, layer.output)
@@ -300,6 +302,7 @@ def _grouped(
         pitch=rows,
         tile_rows=layer.tile_rows,
         tile_cols=tuning.tile_cols,
+        layout=tensor.layout,
     )
     tiles = layer.pairs // layer.tile_rows + min(experts, layer.pairs)
     return _tiled(at, params, tiles, args, f"{layer.node.name}.{note}")
@@ -339,6 +342,7 @@ def _of_heads(
         pitch=pitch or rows,
         tile_rows=tuning.tile_rows,
         tile_cols=tuning.tile_cols,
+        layout=tensor.layout,
     )
     return _tiled(at, params, heads * -(-at.rows // tuning.tile_rows), args, note)
 

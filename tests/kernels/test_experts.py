@@ -13,6 +13,7 @@ from forgec.reference.experts import activate, route
 from tests.kernels.harness import (
     EPS32,
     EVERY_DEVICE,
+    OWN_CPU,
     State,
     assert_close,
     common,
@@ -32,9 +33,25 @@ class Stack:
     values: np.ndarray
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, format: str, count: int, rows: int, cols: int) -> Stack:
-        arrays, values = packed_weights(rng, "w", format, count * rows, cols)
+    def draw(
+        cls, rng: np.random.Generator, format: str, count: int, rows: int, cols: int, layout: str = "rows"
+    ) -> Stack:
+        arrays, values = packed_weights(rng, "w", format, count * rows, cols, layout)
         return cls(arrays["w"], values.reshape(count, rows, cols))
+
+
+#: Devices with the common templates, and the CPU with its own, which reads groups of eight rows.
+DEVICES = [*EVERY_DEVICE, *OWN_CPU]
+
+
+def layout_of(device: str) -> str:
+    return "rows8" if device in OWN_CPU else "rows"
+
+
+def rows_for(rng: np.random.Generator, device: str, low: int, high: int) -> int:
+    """Any number of rows, or whole groups where an expert must begin with one."""
+    rows = int(rng.integers(low, high))
+    return -(-rows // 8) * 8 if device in OWN_CPU else rows
 
 
 def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -62,15 +79,12 @@ UP = {
 }
 
 
-@pytest.mark.parametrize("device", EVERY_DEVICE)
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", UP)
 def test_first_products_of_a_token(rng: np.random.Generator, case: str, device: str) -> None:
     routing, activation, formats, shared = UP[case]
-    cols, inner, shared_rows = (
-        32 * int(rng.integers(1, 5)),
-        int(rng.integers(5, 40)),
-        int(rng.integers(3, 30)),
-    )
+    cols, inner = 32 * int(rng.integers(1, 5)), rows_for(rng, device, 5, 40)
+    shared_rows, layout = int(rng.integers(3, 30)), layout_of(device)
     bias, norm = activation == "clamped", case == "norm-shared"
     params = ExpertUpParams(
         *common(device),
@@ -87,8 +101,9 @@ def test_first_products_of_a_token(rng: np.random.Generator, case: str, device: 
         "f32",
         min(int(2 ** rng.integers(0, 5)), common(device)[1]),
         int(rng.integers(1, 4)),
+        layout,
     )
-    gate, up = (Stack.draw(rng, f, routing.experts, inner, cols) for f in formats)
+    gate, up = (Stack.draw(rng, f, routing.experts, inner, cols, layout) for f in formats)
     x, logits = normal(rng, cols) * np.float32(3), normal(rng, routing.experts)
     arrays = {"x": x, "logits": logits, "gate": gate.packed, "up": up.packed}
     row = x.astype(np.float64)
@@ -108,7 +123,7 @@ def test_first_products_of_a_token(rng: np.random.Generator, case: str, device: 
             for (g, u), e in zip(pairs, chosen, strict=True)
         ]
     if shared:
-        more = [Stack.draw(rng, f, 1, shared_rows, cols) for f in shared[:2]]
+        more = [Stack.draw(rng, f, 1, shared_rows, cols, layout) for f in shared[:2]]
         arrays["shared_gate"], arrays["shared_up"] = (m.packed for m in more)
         pairs.append((more[0].values[0] @ row, more[1].values[0] @ row))
         sizes.append(tuple(np.abs(m.values[0]) @ np.abs(row) for m in more))
@@ -140,11 +155,14 @@ DOWN = {
 }
 
 
-@pytest.mark.parametrize("device", EVERY_DEVICE)
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", DOWN)
 def test_second_products_of_a_token(rng: np.random.Generator, case: str, device: str) -> None:
     format, shared, act, bias, step = DOWN[case]
-    experts, used, rows = 6, int(rng.integers(1, 4)), int(rng.integers(5, 60))
+    layout = layout_of(device)
+    if layout == "rows8" and case == "codebooks-q8":
+        format, shared = "q3_k", "iq4_nl"  # those have no groups of eight rows
+    experts, used, rows = 6, int(rng.integers(1, 4)), rows_for(rng, device, 5, 60)
     inner, shared_inner = step * int(rng.integers(1, 4)), step * int(rng.integers(1, 4)) if shared else 0
     params = ExpertDownParams(
         *common(device),
@@ -161,15 +179,16 @@ def test_second_products_of_a_token(rng: np.random.Generator, case: str, device:
         act,
         min(int(2 ** rng.integers(0, 5)), common(device)[1]),
         int(rng.integers(1, 4)),
+        layout,
     )
-    down = Stack.draw(rng, format, experts, rows, inner)
+    down = Stack.draw(rng, format, experts, rows, inner, layout)
     h = activations(rng, act, params.cols)
     chosen = rng.permutation(experts)[:used].astype(np.int32)
     shares = rng.uniform(0.1, 1, used + 1).astype(np.float32)
     arrays = {"h": h, "chosen": chosen, "shares": shares, "down": down.packed}
     parts = [(down.values[e], h[j * inner : (j + 1) * inner]) for j, e in enumerate(chosen)]
     if shared:
-        more = Stack.draw(rng, shared, 1, rows, shared_inner)
+        more = Stack.draw(rng, shared, 1, rows, shared_inner, layout)
         arrays["shared_down"] = more.packed
         parts.append((more.values[0], h[used * inner :]))
     expected = sum(s * (w @ x.astype(np.float64)) for s, (w, x) in zip(shares, parts, strict=False))
@@ -210,11 +229,14 @@ MATMUL = {
 }
 
 
-@pytest.mark.parametrize("device", EVERY_DEVICE)
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", MATMUL)
 def test_grouped_product(rng: np.random.Generator, case: str, device: str) -> None:
     formats, activation, bias, act = MATMUL[case]
-    stack, pairs, rows = 5, int(rng.integers(20, 70)), int(rng.integers(3, 90))
+    layout = layout_of(device)
+    if layout == "rows8" and case == "super-blocks":
+        formats = ("q5_k", "q2_k")
+    stack, pairs, rows = 5, int(rng.integers(20, 70)), rows_for(rng, device, 3, 90)
     cols, tile_rows = (256 if case == "super-blocks" else 32) * int(rng.integers(1, 4)), 16
     params = ExpertMatmulParams(
         *common(device, 256),
@@ -229,8 +251,9 @@ def test_grouped_product(rng: np.random.Generator, case: str, device: str) -> No
         rows,
         tile_rows,
         64,
+        layout,
     )
-    weights = [Stack.draw(rng, f, stack, rows, cols) for f in formats]
+    weights = [Stack.draw(rng, f, stack, rows, cols, layout) for f in formats]
     x = activations(rng, act, pairs, cols)
     tiles, matrix = tiles_of(rng, pairs, stack, tile_rows)
     arrays = {"tiles": tiles, "out": np.full((pairs, rows), np.nan, np.float32)}

@@ -118,6 +118,7 @@ class ExpertUpParams(StageParams):
     act: str  # "f32" | "q8"
     lanes_per_row: int
     rows_per_group: int
+    layout: str = "rows"
 
     @property
     def stage(self) -> str:
@@ -218,6 +219,7 @@ class ExpertDownParams(StageParams):
     act: str
     lanes_per_row: int
     rows_per_group: int
+    layout: str = "rows"
 
     @property
     def stage(self) -> str:
@@ -278,10 +280,15 @@ class ExpertMatmulParams(StageParams):
     pitch: int
     tile_rows: int
     tile_cols: int
+    layout: str = "rows"
 
     @property
     def stage(self) -> str:
         return "expert_matmul"
+
+    @property
+    def epilogue(self) -> str:
+        return "gated" if self.activation else "store"
 
     @property
     def title(self) -> str:
@@ -314,13 +321,17 @@ class ExpertMatmulParams(StageParams):
 
     @property
     def tile_call(self) -> str:
-        """C expression of the row tile of a task."""
+        """C expression of row tile ``number``."""
         call = {"sorted": "listed_tile(tiles, {})", "heads": "head_tile({}, state->rows)"}[self.listing]
-        return call.format("task % count")
+        return call.format("number")
 
     def plus_bias(self, name: str) -> str:
         """C text that adds a bias to feature f, empty without one."""
         return f" + {name}[tile.matrix * kFeatures + f]" if self.bias else ""
+
+    def plus_bias8(self, name: str) -> str:
+        """C text that adds a bias to eight features from f on, empty without one."""
+        return f" + load_rows({name} + tile.matrix * kFeatures + f, count)" if self.bias else ""
 
     @property
     def activation_args(self) -> tuple[Arg, ...]:
