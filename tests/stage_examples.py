@@ -119,6 +119,21 @@ def linear_examples(target_name: str) -> list[StageParams]:
         MatvecParams(
             *common, 576, (Segment("f32", 999),), "rows", "f32", "store", False, "rmsnorm", 1e-5, True, 1, 4
         ),
+        MatvecParams(
+            *common,
+            64,
+            ONE,
+            "rows",
+            "f32",
+            "norm_residual",
+            True,
+            "none",
+            0.0,
+            False,
+            lanes,
+            2,
+            post_eps=1e-6,
+        ),
         *(
             MatvecParams(
                 *common,

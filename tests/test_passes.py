@@ -79,6 +79,7 @@ def test_biases_reach_the_fused_ops() -> None:
         weights=tuple(f"blk.0.attn_{s}.weight" for s in "qkv"),
         biases=tuple(f"blk.0.attn_{s}.bias" for s in "qkv"),
         residual=None,
+        post_norm=None,
         q_norm=None,
         k_norm=None,
         rope_table="rope_table",

@@ -83,7 +83,19 @@ def test_norm_add_takes_the_residual_on_either_side() -> None:
     graph = graph_of("gemma2")
     add = graph.nodes["layer0.attn_residual"]
     turned = edited(graph, dataclasses.replace(add, inputs=add.inputs[::-1]))
-    assert FuseNormAdd().run(turned, TARGET).nodes["layer0.post_attention_norm"].inputs[0] == "embedding"
+    fused = FuseNormAdd().run(turned, TARGET).nodes["layer0.attn_output"]
+    assert isinstance(fused.op, ops.FusedLinear) and fused.op.epilogue == ops.NormResidual(
+        graph.spec.norm_epsilon
+    )
+    assert fused.op.by_role(fused.inputs).residual == "embedding"
+
+
+def test_norm_add_without_the_projection() -> None:
+    """A product that others read too stays, and the norm takes the addition alone."""
+    graph = as_output(graph_of("gemma2"), "layer0.attn_output")
+    fused = verify(FuseNormAdd().run(graph, TARGET))
+    assert fused.nodes["layer0.attn_output"] == graph.nodes["layer0.attn_output"]
+    assert fused.nodes["layer0.post_attention_norm"].op == ops.NormAdd(ops.RMSNorm(graph.spec.norm_epsilon))
 
 
 # -- norms of several users

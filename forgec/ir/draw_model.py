@@ -178,6 +178,8 @@ def _epilogue(epilogue: ops.Epilogue) -> tuple[Part, ...]:
     if isinstance(epilogue, ops.Gated):
         activation = type(epilogue.activation)
         return (Part(_GATES.get(activation, f"{activation.__name__} gate"), "elementwise"),)
+    if isinstance(epilogue, ops.NormResidual):
+        return Part("RMSNorm", "norm"), Part("+ residual", "elementwise")
     assert isinstance(epilogue, (ops.Store, ops.Residual))
     then = (Part(type(epilogue.then).__name__, "elementwise"),) if epilogue.then else ()
     return (*then, Part("+ residual", "elementwise")) if isinstance(epilogue, ops.Residual) else then

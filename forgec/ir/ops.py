@@ -34,6 +34,7 @@ __all__ = [
     "Mul",
     "NoPrologue",
     "NormAdd",
+    "NormResidual",
     "Op",
     "Pointwise",
     "Prologue",
@@ -445,6 +446,13 @@ class Residual(Epilogue):
 
 
 @dataclass(frozen=True)
+class NormResidual(Epilogue):
+    """Output: residual + RMSNorm(eps)(y_0, post_norm), f32[n, out]. One segment."""
+
+    eps: float
+
+
+@dataclass(frozen=True)
 class Gated(Epilogue):
     """Output: activation(y_0) * y_1, f32[n, out]. Two segments: gate, up. SwiGLU with SiLU, GeGLU with GELU.
 
@@ -501,6 +509,7 @@ class LinearInputs:
     weights: tuple[str, ...]
     biases: tuple[str, ...]
     residual: str | None
+    post_norm: str | None
     q_norm: str | None
     k_norm: str | None
     rope_table: str | None
@@ -514,7 +523,8 @@ class FusedLinear(Op):
 
     epilogue(prologue(x) . weight_s^T + bias_s for each segment s). Inputs in order: x f32[n, in],
     [norm_weight f32[in]], [norm_bias f32[in]], a weight [out_s, in] per segment, [a bias f32[out_s] per
-    segment if ``bias``], [residual f32[n, out] for Residual], [q_norm, k_norm for RopeKV with a norm],
+    segment if ``bias``], [residual f32[n, out] for Residual and NormResidual], [post_norm f32[out] for
+    NormResidual], [q_norm, k_norm for RopeKV with a norm],
     [rope_table for RopeKV that rotates], [k_cache, v_cache for RopeKV]. One output, or (q, k_cache',
     v_cache') for RopeKV.
     """
@@ -531,8 +541,10 @@ class FusedLinear(Op):
         names += [f"weight{s}" for s in numbers]
         if self.bias:
             names += [f"bias{s}" for s in numbers]
-        if isinstance(self.epilogue, Residual):
+        if isinstance(self.epilogue, (Residual, NormResidual)):
             names.append("residual")
+        if isinstance(self.epilogue, NormResidual):
+            names.append("post_norm")
         if isinstance(self.epilogue, RopeKV):
             names += ["q_norm", "k_norm"] if self.epilogue.norm else []
             names += ["rope_table"] if self.epilogue.dims else []
@@ -566,6 +578,7 @@ class FusedLinear(Op):
             weights=tuple(roles[f"weight{s}"] for s in numbers),
             biases=tuple(roles[f"bias{s}"] for s in numbers) if self.bias else (),
             residual=roles.get("residual"),
+            post_norm=roles.get("post_norm"),
             q_norm=roles.get("q_norm"),
             k_norm=roles.get("k_norm"),
             rope_table=roles.get("rope_table"),

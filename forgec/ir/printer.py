@@ -79,6 +79,7 @@ def _part(part: object) -> str:
         "NoPrologue": "none",
         "RMSNormPrologue": "rmsnorm",
         "LayerNormPrologue": "layernorm",
+        "NormResidual": "norm_residual",
         "RopeKV": "rope_kv",
     }
     return _with_fields(name.get(type(part).__name__, type(part).__name__.lower()), part)

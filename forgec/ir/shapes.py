@@ -307,7 +307,7 @@ def _(op: ops.Attention, check: _Check, inputs: tuple[Value, ...]) -> tuple[Type
     return ((("rows", op.heads * op.v_length), "f32"),)
 
 
-_SEGMENTS: dict[type[ops.Epilogue], int] = {ops.Residual: 1, ops.Gated: 2, ops.RopeKV: 3}
+_SEGMENTS: dict[type[ops.Epilogue], int] = {ops.Residual: 1, ops.NormResidual: 1, ops.Gated: 2, ops.RopeKV: 3}
 
 
 @_infer.register
@@ -338,8 +338,10 @@ def _epilogue(
 ) -> tuple[Type, ...]:
     """The outputs of a FusedLinear whose segments have ``lengths`` rows."""
     rows = roles["x"].shape[0]
-    if isinstance(epilogue, ops.Residual):
+    if isinstance(epilogue, (ops.Residual, ops.NormResidual)):
         check.f32("residual", roles["residual"], rows, lengths[0])
+    if isinstance(epilogue, ops.NormResidual):
+        check.f32("post_norm", roles["post_norm"], lengths[0])
     if isinstance(epilogue, ops.Gated):
         if lengths[0] != lengths[1]:
             raise check.fail("gate and up of", "equal length", f"{lengths[0]} and {lengths[1]}")

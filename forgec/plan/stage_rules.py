@@ -118,6 +118,7 @@ def _output(at: Lowering, node: Node, inputs: ops.LinearInputs) -> Argument | Te
 EPILOGUES: Mapping[type[ops.Epilogue], str] = {
     ops.Store: "store",
     ops.Residual: "residual",
+    ops.NormResidual: "norm_residual",
     ops.Gated: "gated",
     ops.RopeKV: "rope_kv",
 }
@@ -184,6 +185,7 @@ def _matvec(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInp
         factor=factor,
         prologue=prologue,
         eps=eps,
+        post_eps=op.epilogue.eps if isinstance(op.epilogue, ops.NormResidual) else 0.0,
         norm_parameters=op.prologue_names,
         row_select=selected is not None,
         lanes_per_row=lanes_per_row(segments, weight.cols, tuning, at.target),
@@ -221,7 +223,17 @@ def _tail(at: Lowering, node: Node, inputs: ops.LinearInputs) -> tuple[Argument 
         table = at.planes(inputs.rope_table) if inputs.rope_table else ()
         return (*table, at.value(node.outputs[0]), *caches)
     out = _output(at, node, inputs)
-    return (out,) if inputs.residual is None else (at.value(inputs.residual), out)
+    if inputs.residual is None:
+        return (out,)
+    if inputs.post_norm is not None:
+        weight = at.planes(inputs.post_norm)
+        return (at.value(inputs.residual), *weight, _raw(at, node), at.counter, out)
+    return (at.value(inputs.residual), out)
+
+
+def _raw(at: Lowering, node: Node) -> Temp:
+    """The products of a node before they are normed."""
+    return at.temp(f"{node.name}.raw", 4 * at.rows * at.width(node.outputs[0]))
 
 
 def _matmul(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInputs) -> Iterator[Lowered]:
@@ -234,7 +246,7 @@ def _matmul(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInp
         yield prepare
         x = tuple(a for a in prepare.args[2:] if isinstance(a, Temp))
     tuning = lookup("matmul", weight.format, at.target)
-    rope = isinstance(op.epilogue, ops.RopeKV)
+    rope, post_norm = isinstance(op.epilogue, ops.RopeKV), isinstance(op.epilogue, ops.NormResidual)
     then, factor = _then(op)
     params = MatmulParams(
         *at.common(tuning),
@@ -242,7 +254,7 @@ def _matmul(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInp
         segments=segments,
         layout=weight.layout,
         act=act,
-        epilogue="store" if rope else EPILOGUES[type(op.epilogue)],
+        epilogue="store" if rope or post_norm else EPILOGUES[type(op.epilogue)],
         bias=op.bias,
         then=then,
         factor=factor,
@@ -250,12 +262,25 @@ def _matmul(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInp
         tile_cols=tuning.tile_cols,
     )
     qkv = at.temp(f"{node.name}.qkv", 4 * params.rows * at.rows)
-    tail = (qkv,) if rope else _tail(at, node, inputs)
+    tail = (qkv,) if rope else (_raw(at, node),) if post_norm else _tail(at, node, inputs)
     args: Arguments = (STATE, *x, *_weight_args(at, inputs), *tail)
     yield Lowered(params, matmul_grid(params, at.rows, at.target), args, node.name)
     if rope:
         yield _rope_kv(at, node, op, inputs, qkv)
+    if post_norm:
+        yield _norm_residual(at, node, op, inputs)
     yield from _append_product(at, node, inputs)
+
+
+def _norm_residual(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInputs) -> Lowered:
+    """The launch behind a prompt's product that is normed before it is added."""
+    assert isinstance(op.epilogue, ops.NormResidual)
+    common = at.common(lookup("norm", "f32", at.target))
+    params = NormParams(*common, at.width(node.outputs[0]), op.epilogue.eps, "f32", residual=True)
+    residual, *norm, raw, _, out = _tail(at, node, inputs)
+    return Lowered(
+        params, grid_blocks(at.rows, at.target), (STATE, residual, raw, *norm, out), f"{node.name}.norm_add"
+    )
 
 
 def _append_product(at: Lowering, node: Node, inputs: ops.LinearInputs) -> Iterator[Lowered]:

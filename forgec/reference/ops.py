@@ -263,6 +263,9 @@ def _epilogue(
     if isinstance(epilogue, ops.Gated):
         (gate,) = evaluate(epilogue.activation, (products[0],), step)
         return evaluate(ops.Mul(), (gate, products[1]), step)
+    if isinstance(epilogue, ops.NormResidual):
+        norm = ops.NormAdd(ops.RMSNorm(epilogue.eps))
+        return evaluate(norm, (roles["residual"], products[0], roles["post_norm"]), step)
     assert isinstance(epilogue, (ops.Store, ops.Residual))
     y = np.concatenate(products, axis=-1)
     if epilogue.then is not None:

@@ -89,6 +89,7 @@ def run_case(
         rows_per_group=rows_per_group,
         rope=rope,
         then=then or ("silu" if epilogue == "gated" else ""),
+        post_eps=EPS if epilogue == "norm_residual" else 0.0,
         factor=FACTOR,
     )
     state = state or State(row=int(rng.integers(0, 3)))
@@ -202,6 +203,39 @@ def test_swiglu(rng: np.random.Generator, formats: tuple[str, str], act: str, de
     # d silu <= 1.1: the errors of both factors, each weighted with the other.
     magnitude = 1.1 * case.magnitude[0] * np.abs(up) + case.magnitude[1] * np.abs(gate) + np.abs(expected)
     assert_close(case.out["out"], expected, magnitude, case.cols)
+
+
+@pytest.mark.parametrize("device", [*EVERY_DEVICE, "cpu-own"])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_the_last_block_norms_and_adds(rng: np.random.Generator, in_place: bool, device: str) -> None:
+    """The counter is zero again afterwards: the same launch is right twice."""
+    rows = 8 * int(rng.integers(1, 12))
+    residual, weight = (
+        rng.standard_normal(rows).astype(np.float32),
+        rng.uniform(0.5, 2, rows).astype(np.float32),
+    )
+    case = run_case(
+        rng,
+        [("q8_0", rows)],
+        cols_for(rng),
+        epilogue="norm_residual",
+        bias=True,
+        extra={
+            "residual": residual,
+            "post_norm": weight,
+            "raw": np.full(rows, np.nan, np.float32),
+            "counter": np.zeros(1, np.uint32),
+            "out": residual if in_place else np.full(rows, np.nan, np.float32),
+        },
+        device=device,
+        layout="rows8" if device == "cpu-own" else "rows",
+    )
+    exact, terms = case.exact[0], case.magnitude[0]
+    factor = 1 / np.sqrt(np.mean(exact**2) + EPS)
+    # The error of the factor is the mean of all rows' errors, at most.
+    slack = factor * weight * (terms + np.abs(exact) * factor * terms.max())
+    assert_close(case.out["out"], residual + exact * factor * weight, slack + np.abs(residual), case.cols)
+    assert case.out["counter"][0] == 0
 
 
 @pytest.mark.parametrize("device", [*EVERY_DEVICE, "cpu-own"])

@@ -236,6 +236,8 @@ class RopeFields:
 class LinearParams(StageParams):
     """Shared by matvec and matmul: y = epilogue(W · prologue(x)) over one to three weight segments.
 
+    Epilogue "norm_residual" stores the products to ``raw``, and the last block norms them (RMSNorm with
+    ``post_eps``) and adds the residual.
     ``then``: the function of POINTWISE that the epilogue applies, "" for none; to the gate of "gated", else
     to the product. ``factor`` is its parameter, if it has one.
     """
@@ -244,10 +246,11 @@ class LinearParams(StageParams):
     segments: tuple[Segment, ...]
     layout: str
     act: str  # "f32" | "q8", and for the CPU's matvec "q16": int16 per 32
-    epilogue: str  # "store" | "residual" | "gated" | "rope_kv"
+    epilogue: str  # "store" | "residual" | "norm_residual" | "gated" | "rope_kv"
     bias: bool
     then: str = field(default="", kw_only=True)
     factor: float = field(default=0.0, kw_only=True)
+    post_eps: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -267,6 +270,11 @@ class LinearParams(StageParams):
             raise VerifyError("epilogue 'gated' needs two segments of equal rows and a function")
         if self.then not in ("", *POINTWISE):
             raise VerifyError(f"unknown function '{self.then}'; known: {', '.join(POINTWISE)}")
+
+    @property
+    def combines(self) -> bool:
+        """Whether the last block goes on with what all blocks have made."""
+        return self.epilogue == "norm_residual"
 
     @property
     def rows(self) -> int:
@@ -328,6 +336,14 @@ class LinearParams(StageParams):
         """Output, and the residual that may be the same buffer."""
         if self.epilogue == "residual":
             return (Arg("residual", "const float*", restrict=False), Arg("out", "float*", restrict=False))
+        if self.combines:
+            return (
+                Arg("residual", "const float*", restrict=False),
+                Arg("post_norm", "const float*"),
+                Arg("raw", "float*", restrict=False),
+                Arg("counter", "u32*"),
+                Arg("out", "float*", restrict=False),
+            )
         return (Arg("out", "float*"),)
 
     @property
