@@ -227,9 +227,7 @@ def _experts() -> str:
     used |= {format for format, *_ in test_experts.DOWN.values()}
     used |= {name for formats, *_ in test_experts.MATMUL.values() for name in formats}
     names = [quant.name for quant in _executable() if quant.name.lower() in used]
-    devices = {
-        where for (device,) in _tested(_tests_of(test_experts), "device") for where in [DEVICES[device]]
-    }
+    devices = {DEVICES[device] for (device,) in _tested(_tests_of(test_experts), "device")}
     targets = [f"{name}{_where(name)}" for name in target_names() if name in devices]
     return f"Products with stacked experts ran in {', '.join(names)} on {', '.join(targets)}.\n"
 

@@ -95,8 +95,8 @@ FAMILIES: dict[str, ChatFamily] = {
     "minicpm": ChatFamily("minicpm", ("minicpm",)),
 }
 
-#: Architectures whose published models are for completion, or have a format that llama.cpp has no name for.
-WITHOUT_FORMAT = ("gpt2", "phi2", "starcoder", "starcoder2", "bloom", "gptneox", "nemotron")
+#: Architectures whose published models are for completion, or have a format that is not compared.
+WITHOUT_FORMAT = ("gpt2", "phi2", "starcoder", "starcoder2", "bloom", "gptneox", "nemotron", "arcee")
 
 #: Conversations without tools that every format can express.
 CONVERSATIONS: tuple[list[dict[str, str]], ...] = (

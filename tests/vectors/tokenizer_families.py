@@ -114,7 +114,7 @@ FAMILIES: dict[str, TokenizerFamily] = {
     ),
     "llama-bpe": TokenizerFamily(
         "llama-bpe",
-        ("llama", "smollm3"),
+        ("llama", "smollm3", "arcee"),
         (
             "<|begin_of_text|>",
             "<|end_of_text|>",
