@@ -96,6 +96,7 @@ static void init_wave(Launch *L, Group *g, Wave *w, u32 index, u32 thread) {
   w->n_pending = 0;
   w->record = w->acquired = 0;
   w->poll_address = 0;
+  w->last_alloc = 0;
   memset(w->lines, 0, sizeof w->lines);
   w->spins = 0;
   w->rng = (L->seed + 1) * 0x9e3779b97f4a7c15UL + ((u64)g->id[0] << 20 ^ (u64)g->id[1] << 40 ^ index) + 1;

@@ -74,7 +74,11 @@ static int resolve(Wave *w, u32 site, int space, const U64 *addr, u32 bytes, int
   if (space == SPACE_GLOBAL) {
     U64 a = SEL64(lanes64(m), *addr, SPLAT(U64, (*addr)[first]));
     u64 lo = __builtin_reduce_min(a), hi = __builtin_reduce_max(a) + bytes;
-    const Alloc *al = find_alloc(L, lo);
+    const Alloc *al = L->allocs + w->last_alloc;
+    if (w->last_alloc >= L->n_allocs || lo < al->lo || lo >= al->hi) {
+      al = find_alloc(L, lo);
+      if (al) w->last_alloc = (u32)(al - L->allocs);
+    }
     if (!al || (al->flags & (kind ? 3 : 1)) || hi > al->hi || hi < lo) {
       for (u32 l = first; l < W; ++l)
         if (m >> l & 1 && check_global(w, site, l, a[l], bytes, kind)) return RUN_TRAP;
@@ -83,6 +87,20 @@ static int resolve(Wave *w, u32 site, int space, const U64 *addr, u32 bytes, int
     if (L->shadow)
       for (u32 l = 0; l < W; ++l) x->sh[l] = L->shadow + (a[l] - L->arena_lo);
     if (UNLIKELY(L->sites)) count_access(w, site, x, bytes, 0, kind == 0);
+    return 0;
+  }
+  if (space == SPACE_LDS) {
+    /* offsets are added modulo 2^32: since gfx9, LLVM folds them over negative bases */
+    U64 a = SEL64(lanes64(m), *addr & 0xffffffffUL, SPLAT(U64, (*addr)[first] & 0xffffffffUL));
+    if (__builtin_reduce_max(a) + bytes > L->lds_size) {
+      for (u32 l = first; l < W; ++l)
+        if (m >> l & 1 && a[l] + bytes > L->lds_size)
+          return emu_trap(w, TRAP_LDS_BOUNDS, site, l, a[l], L->lds_size);
+    }
+    U64 p = a + (u64)w->g->lds, sh = a + (u64)w->g->lds_defined;
+    memcpy(x->p, &p, sizeof p);
+    if (L->checks) memcpy(x->sh, &sh, sizeof sh);
+    if (UNLIKELY(L->sites)) count_access(w, site, x, bytes, 1, kind == 0);
     return 0;
   }
   int lds = 0;
@@ -100,7 +118,6 @@ static int resolve(Wave *w, u32 site, int space, const U64 *addr, u32 bytes, int
       x->p[l] = (u8 *)a;
       if (L->shadow) x->sh[l] = L->shadow + (a - L->arena_lo);
     } else if (sp == SPACE_LDS) {
-      a = (u32)a; /* the offset is added modulo 2^32: since gfx9, LLVM folds it over negative bases */
       if (a + bytes > L->lds_size) return emu_trap(w, TRAP_LDS_BOUNDS, site, l, a, L->lds_size);
       lds = 1;
       x->p[l] = w->g->lds + a;
@@ -139,6 +156,27 @@ static int lds_races(Wave *w, u32 site, const Lanes *x, u32 bytes, int kind, int
 
 typedef u16 __attribute__((aligned(1), may_alias)) un16;
 typedef u32 __attribute__((aligned(1), may_alias)) un32;
+typedef u32 __attribute__((ext_vector_type(4))) V4;
+typedef V4 __attribute__((aligned(1), may_alias)) un128;
+
+/* n words from each lane's address to n registers: four lanes at a time, whose words are transposed. */
+static void load_all(u32 *restrict out, u8 *const *p, int n) {
+  if (n == 4) {
+    for (u32 l = 0; l < W; l += 4) {
+      V4 a = *(const un128 *)p[l], b = *(const un128 *)p[l + 1];
+      V4 c = *(const un128 *)p[l + 2], d = *(const un128 *)p[l + 3];
+      V4 ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+      V4 high_ab = __builtin_shufflevector(a, b, 2, 6, 3, 7), high_cd = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+      *(V4 *)(out + l) = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
+      *(V4 *)(out + W + l) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+      *(V4 *)(out + 2 * W + l) = __builtin_shufflevector(high_ab, high_cd, 0, 1, 4, 5);
+      *(V4 *)(out + 3 * W + l) = __builtin_shufflevector(high_ab, high_cd, 2, 3, 6, 7);
+    }
+    return;
+  }
+  for (u32 l = 0; l < W; ++l)
+    for (int i = 0; i < n; ++i) out[i * W + l] = ((const un32 *)p[l])[i];
+}
 
 /* A wave that finds the same value at the same address again waits for another one: its turn ends at the next loop. */
 static void poll(Wave *w, u64 address, u32 value) {
@@ -176,8 +214,7 @@ static int load(Wave *w, u32 site, int space, const U64 *addr, int dst, int byte
     int n = bytes / 4;
     u32 *out = (u32 *)(w->v + dst);
     if (m == (mask)~(mask)0) {
-      for (u32 l = 0; l < W; ++l)
-        for (int i = 0; i < n; ++i) out[i * W + l] = ((const un32 *)x.p[l])[i];
+      load_all(out, x.p, n);
     } else {
       for (mask r = m; r; r &= r - 1) {
         u32 l = (u32)__builtin_ctzl(r);

@@ -140,6 +140,7 @@ typedef struct Wave {
   struct Group *g;
   Launch *L;
   u32 thread, status, alive, signal_phase;
+  u32 last_alloc;         /* index of the allocation that was accessed last */
   u64 poll_address;       /* of the last load past the caches or atomic, what it brought, and whether that is a spin */
   u32 poll_value, spins;
   u32 lines[WAVE_LINES];  /* profiling: lines that were loaded lately, the last one first */
