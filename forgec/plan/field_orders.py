@@ -119,12 +119,26 @@ def header_k4(blocks: Bytes) -> Bytes:
 
     Slice s has bits 4 * s to 4 * s + 3 of each of the first three of four words.
     """
-    packed = blocks[..., 4:16]
-    first, second, third = packed[..., :4], packed[..., 4:8], packed[..., 8:]
-    scales = np.concatenate([first & 63, third & 15 | first >> 6 << 4], -1)
-    minima = np.concatenate([second & 63, third >> 4 | second >> 6 << 4], -1)
-    parts = [nibble_pairs(part) for part in (scales & 15, minima & 15, scales >> 4 | minima >> 4 << 2)]
-    return np.concatenate([*parts, blocks[..., :4]], -1)
+    words = words_of(blocks, 0, 16).reshape(-1, 4)
+    first, second, third = words[:, 1], words[:, 2], words[:, 3]
+    # Four slices a word: bits 0 to 5 are those of slices 0 to 3, bits 6 and 7 the top of slices 4 to 7.
+    out = np.empty_like(words)
+    out[:, 0] = _eight_nibbles(first, third)
+    out[:, 1] = _eight_nibbles(second, third >> 4)
+    tops = [(first >> at & 0x03030303) | (second >> at & 0x03030303) << 2 for at in (4, 6)]
+    out[:, 2] = _eight_nibbles(*tops)
+    out[:, 3] = words[:, 0]
+    return bytes_of(out, blocks)
+
+
+def _eight_nibbles(first: Words, second: Words) -> Words:
+    """The low nibbles of the bytes of two uint32, one behind the other in one uint32."""
+    packed: Words = np.zeros_like(first)
+    for shift, words in ((0, first), (16, second)):
+        nibbles = words & 0x0F0F0F0F
+        nibbles = (nibbles | nibbles >> 4) & 0x00FF00FF
+        packed |= ((nibbles | nibbles >> 8) & 0xFFFF) << shift
+    return packed
 
 
 def scales_q3_k(blocks: Bytes) -> Bytes:
