@@ -137,6 +137,8 @@ def _decode(raw: npt.NDArray[np.uint8], quant: QuantType) -> npt.NDArray[np.floa
     """Whole blocks as flat bytes -> float32 elements, in any shape."""
     if quant.name in _PLAIN_DTYPES:
         return raw.view(_PLAIN_DTYPES[quant.name]).astype(np.float32)
+    if quant.name == "BF16":  # the upper half of a float32
+        return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
     blocks = raw.reshape(-1, quant.block_bytes)
     if quant.name == "Q1_0":
         return _dequantize_q1_0(blocks)

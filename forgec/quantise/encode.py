@@ -83,7 +83,7 @@ def quantise(array: npt.NDArray[np.float32], type_name: str) -> Bytes:
     out = np.empty(kind.nbytes(rows * cols), np.uint8)
     for first in range(0, flat.size, BAND_ELEMENTS):
         band = flat[first : first + BAND_ELEMENTS]
-        if not np.isfinite(np.dot(band, band)) and not np.isfinite(band).all():
+        if not np.isfinite(band.sum()) and not np.isfinite(band).all():
             raise GGUFError("a matrix to quantise holds values that are not finite")
         at = kind.nbytes(first)
         data = _encode(band, type_name).reshape(-1)
