@@ -107,7 +107,21 @@ def linear_examples(target_name: str) -> list[StageParams]:
             *common, 576, BLOCKED, "rows", "q8", "rope_kv", False, "rmsnorm", 1e-5, False, lanes, 2, ROPE
         ),
         MatvecParams(
-            *common, 576, MIXED, "rows", "f32", "rope_kv", True, "rmsnorm", 1e-5, False, lanes, 2, ROPE
+            *common,
+            576,
+            MIXED,
+            "rows",
+            "f32",
+            "rope_kv",
+            True,
+            "rmsnorm",
+            1e-5,
+            False,
+            lanes,
+            2,
+            ROPE,
+            then="clamp",
+            factor=8.0,
         ),
         MatvecParams(
             *common, 576, GATED, "rows", "q8", "gated", False, "rmsnorm", 1e-5, False, lanes, 2, then="silu"
