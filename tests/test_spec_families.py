@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from forgec.commands.inspect import _positions
 from forgec.errors import ForgeError, GGUFError, UnsupportedModelError
 from forgec.frontend.architectures import build_graph
 from forgec.frontend.gguf import open_gguf
 from forgec.frontend.spec import ModelSpec, read_spec
+from forgec.inspection import inspect_file
 from forgec.ir import ops
 from forgec.ir.graph import Graph
 from tests.models.tiny import TINY, Tiny
@@ -173,3 +175,17 @@ def test_views_of_one_matrix_are_its_rows_in_order(tmp_path: Path) -> None:
     assert [(view.first_row, view.shape[0]) for view in views] == [(0, 64), (64, 32), (96, 32)]
     assert {view.tensor for view in views} == {"blk.1.attn_qkv.weight"} and len(whole) == 128
     assert len({view.name for view in views}) == 3 and np.isfinite(whole).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("gemma3", "RoPE              base 10000, scaling none; base 1e+06, scaling linear"),
+        ("gpt2", "positions         learned"),
+        ("bloom", "positions         ALiBi"),
+    ],
+)
+def test_inspect_says_how_positions_are_known(tmp_path: Path, name: str, line: str) -> None:
+    path = TINY[name].write(tmp_path / "tiny.gguf", name)
+    found = inspect_file(path)
+    assert found.spec is not None and _positions(found.graph, found.spec).strip() == line

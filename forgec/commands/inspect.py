@@ -155,7 +155,7 @@ def _text(found: Inspection) -> str:
     lines = [
         f"{found.path.name}: {found.name}",
         f"  architecture      {found.architecture or 'unknown'}, {found.parameters / 1e6:,.1f} M parameters",
-        *(() if found.spec is None else _number_lines(found.spec)),
+        *(() if found.spec is None else _number_lines(found.spec, _positions(found.graph, found.spec))),
         f"  tensors           {types}; {_mib(found.weight_bytes)}{shards}",
         *(() if found.tokenizer is None else _tokenizer_lines(found.tokenizer)),
         *(() if found.spec is None else _memory_lines(found, found.spec)),
@@ -172,14 +172,25 @@ def _text(found: Inspection) -> str:
     return "\n".join(lines)
 
 
-def _number_lines(spec: ModelSpec) -> tuple[str, ...]:
+def _positions(graph: Graph | None, spec: ModelSpec) -> str:
+    """The line that says how the model knows positions: by the graph, or else as the metadata have it."""
+    ropes = (
+        [spec.rope] if graph is None else [v.rope for v in graph.of_kind("constant") if v.rope is not None]
+    )
+    if ropes:
+        return f"  RoPE              {'; '.join(f'base {r.freq_base:g}, scaling {r.scaling}' for r in ropes)}"
+    slopes = graph is not None and any(getattr(node.op, "alibi", 0.0) for node in graph.topo())
+    return f"  positions         {'ALiBi' if slopes else 'learned'}"
+
+
+def _number_lines(spec: ModelSpec, positions: str) -> tuple[str, ...]:
     return (
         f"  layers            {spec.block_count}, embedding {spec.embedding_length}, "
         f"feed-forward {spec.feed_forward_length}",
         f"  attention         {spec.head_count} heads, {spec.head_count_kv} KV heads of {spec.key_length}",
         f"  vocabulary        {spec.vocab_size} tokens (from {spec.vocab_size_source})"
         f"{', embeddings tied to the output' if spec.tied_embeddings else ''}",
-        f"  RoPE              base {spec.rope.freq_base:g}, scaling {spec.rope.scaling}",
+        positions,
         f"  trained context   {spec.context_length} tokens",
     )
 

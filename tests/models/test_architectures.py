@@ -63,9 +63,9 @@ def test_reference_of_the_graph_before_and_after_all_passes(name: str, tmp_path:
         check(name, np.stack(rows))
 
 
-def compiled(name: str, target: str, folder: Path, *, fuse: bool = True) -> Path:
+def compiled(name: str, target: str, folder: Path, *, chunk: int = 8, fuse: bool = True) -> Path:
     model = TINY[name].write(folder / "tiny.gguf", name)
-    options = CompileOptions(math="exact", context=CONTEXT, kv_dtype="f32", chunk=8, fuse=fuse)
+    options = CompileOptions(math="exact", context=CONTEXT, kv_dtype="f32", chunk=chunk, fuse=fuse)
     compile_model(model, target, folder / "package", options, cache=open_cache(load_config())[0])
     return folder / "package"
 
@@ -88,7 +88,7 @@ def test_cpu(name: str, tmp_path: Path) -> None:
         check(name, run(model.engine, tokens_of(name)))
 
 
-@pytest.mark.parametrize("name", ["gemma3", "gpt2", "mpt", "olmo2", "stablelm-12b"])
+@pytest.mark.parametrize("name", ["gemma3", "gpt2", "stablelm-12b"])
 def test_cpu_without_fusion(name: str, tmp_path: Path) -> None:
     with import_package(compiled(name, "x86-64-v3", tmp_path, fuse=False)).load(threads=2) as model:
         check(name, run(model.engine, tokens_of(name)))
@@ -96,7 +96,7 @@ def test_cpu_without_fusion(name: str, tmp_path: Path) -> None:
 
 @every_model
 def test_emulated_gfx1100(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = compiled(name, "gfx1100", tmp_path)
+    package = compiled(name, "gfx1100", tmp_path, chunk=16)  # one chunk: half of the time
     install_entry_points(monkeypatch)
     with import_package(package).load(device="emulated", threads=2) as model:
         check(name, run(model.engine, tokens_of(name)))
