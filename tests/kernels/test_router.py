@@ -58,8 +58,16 @@ def check_groups(out: dict[str, np.ndarray], tile_rows: int) -> None:
     assert out["counters"][0] == 0
 
 
-@pytest.mark.parametrize("device", EVERY_DEVICE)
-@pytest.mark.parametrize("routing", ROUTINGS, ids=lambda r: f"{r.experts}-{r.used}-{r.gating}")
+@pytest.mark.parametrize(
+    ("routing", "device"),
+    [
+        pytest.param(r, *device.values, marks=device.marks, id=f"{r.experts}-{r.used}-{device.values[0]}")
+        for r in ROUTINGS
+        for device in EVERY_DEVICE
+        # One wave width more for the two that have the most to do: compiling takes the time.
+        if device.values[0] != "emulated-gfx942" or r.experts in (24, 300)
+    ],
+)
 def test_choice_weights_and_groups(rng: np.random.Generator, routing: Routing, device: str) -> None:
     rows = int(rng.integers(2, 20))
     logits = (rng.standard_normal((rows, routing.experts)) * rng.uniform(0.5, 3)).astype(np.float32)
@@ -72,7 +80,7 @@ def test_choice_weights_and_groups(rng: np.random.Generator, routing: Routing, d
     check_groups(out, 4)
 
 
-@pytest.mark.parametrize("device", EVERY_DEVICE)
+@pytest.mark.parametrize("device", ["cpu", "emulated-gfx1100"])
 def test_equal_scores_and_nan_give_valid_experts(device: str) -> None:
     """The lower number wins among equals; a row of NaN still names experts that exist."""
     routing = Routing(40, 6)
@@ -121,7 +129,7 @@ def test_gather(rng: np.random.Generator, output: str, device: str) -> None:
     assert_close(out["yd"], d, np.abs(d), 1)
 
 
-@pytest.mark.parametrize("device", ["cpu", "emulated-gfx1100"])
+@pytest.mark.parametrize("device", ["cpu"])
 def test_gather_of_heads(rng: np.random.Generator, device: str) -> None:
     rows, heads, cols = int(rng.integers(1, 9)), 3, 4 * int(rng.integers(1, 30))
     params = ExpertGatherParams(*common(device), cols, cols + 12, heads, "heads", "f32")

@@ -316,12 +316,6 @@ TINY: Mapping[str, Tiny] = {
         "gpt-oss",
         _GPT_OSS,
         {**_MIXTURE, **_HEADS, **_YARN, "expert_feed_forward_length": INNER, "attention.sliding_window": 6},
-        layers=4,
-    ),
-    "gpt-oss-mxfp4": Tiny(
-        "gpt-oss",
-        _GPT_OSS,
-        {**_MIXTURE, **_HEADS, "expert_feed_forward_length": INNER, "attention.sliding_window": 6},
         types={"exps.weight": "MXFP4"},
     ),
     "gpt2": Tiny(
@@ -348,9 +342,6 @@ TINY: Mapping[str, Tiny] = {
     ),
     "granite": Tiny("granite", LLAMA, _GRANITE, _TIED),
     "granitemoe": Tiny(
-        "granitemoe", {**NORMS, **ATTENTION, **expert_shapes(F)}, {**_GRANITE, **_MIXTURE}, _TIED
-    ),
-    "granitemoe-shared": Tiny(
         "granitemoe",
         {**NORMS, **ATTENTION, **expert_shapes(F), **shared_shapes(2 * INNER)},
         {**_GRANITE, **_MIXTURE, "expert_shared_feed_forward_length": 2 * INNER},
