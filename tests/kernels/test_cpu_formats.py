@@ -31,8 +31,11 @@ def test_matvec(rng: np.random.Generator, format: str, act: str, device: str) ->
     assert_close(case.out["out"], case.exact[0], case.magnitude[0], case.cols)
 
 
-@pytest.mark.parametrize("device", OWN_CPU)
-@pytest.mark.parametrize("act", ["f32", "q8"])
+#: Float tiles decode a format by the same code on both.
+MATMULS = [("f32", "cpu-own"), *(("q8", device) for device in OWN_CPU)]
+
+
+@pytest.mark.parametrize(("act", "device"), MATMULS, ids="-".join)
 @pytest.mark.parametrize("format", NEW)
 def test_matmul(rng: np.random.Generator, format: str, act: str, device: str) -> None:
     features, cols = int(rng.integers(1, 60)), 256 * int(rng.integers(1, 4))
