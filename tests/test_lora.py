@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from forgec.compiler import compile_model
-from forgec.config import load_config
 from forgec.errors import GGUFError, UnsupportedModelError, UsageError
 from forgec.frontend.gguf import open_gguf
 from forgec.golden.llama_cpp import LlamaCpp
 from forgec.package.loader import loaded
-from forgec.plan.program import CompileOptions
 from forgec.quantise import AdapterFile, EditedFile, WeightOptions, open_model, parse_adapter
-from forgec.toolchain import open_cache
+from tests.cli_files import CPU, Forgec
 from tests.gguf_files import Encoded, TinyModel, write_gguf
 
 TOKENS = [5, 9, 200, 31, 77]
@@ -52,16 +50,18 @@ def factors(
     return made
 
 
-def logits_of(path: Path, output: Path, *adapters: AdapterFile) -> np.ndarray:
-    options = CompileOptions(math="exact", context=32, kv_dtype="f32")
-    weights = WeightOptions(adapters=adapters)
-    cache = open_cache(load_config())[0]
-    compile_model(path, "x86-64-v3", output, options, weights=weights, cache=cache)
+def logits_of(run: Forgec, path: Path, output: Path, *adapters: AdapterFile) -> tuple[np.ndarray, str]:
+    """Logits of a package made on the command line, and what that said."""
+    loras = [word for a in adapters for word in ("--lora", f"{a.path}:{a.scale}")]
+    said = run(
+        "compile", path, "--arch", CPU, "-o", output, "--math", "exact", "--ctx", "32", "--kv", "f32", *loras
+    )
+    assert (said.code, said.err) == (0, "")
     with loaded(output) as model:
-        return np.asarray(model.logits(TOKENS))
+        return np.asarray(model.logits(TOKENS)), said.out
 
 
-def test_merged_logits_are_llama_cpps(tmp_path: Path) -> None:
+def test_merged_logits_are_llama_cpps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two adapters of different ranks and scales over every kind of matrix, F16 factors among them."""
     rng = np.random.default_rng()
     path = TINY.write(tmp_path / "m.gguf", rng)
@@ -73,8 +73,13 @@ def test_merged_logits_are_llama_cpps(tmp_path: Path) -> None:
         AdapterFile(write_adapter(tmp_path / "a.gguf", first), 0.7),
         AdapterFile(write_adapter(tmp_path / "b.gguf", second, alpha=None), -1.3),
     )
-    plain = logits_of(path, tmp_path / "plain")
-    ours = logits_of(path, tmp_path / "merged", *adapters)
+    run = Forgec(capsys)
+    plain, said = logits_of(run, path, tmp_path / "plain")
+    assert "adapter" not in said
+    ours, said = logits_of(run, path, tmp_path / "merged", *adapters)
+    assert "  9 tensors F32 -> F32, 9 with an adapter merged: relative RMS error 0\n" in said
+    record = json.loads((tmp_path / "merged/manifest.json").read_text())["weights"]["changes"]
+    assert record["adapters"] == [{"file": "a.gguf", "scale": 0.7}, {"file": "b.gguf", "scale": -1.3}]
     with LlamaCpp(path, context=32, kv="f32") as oracle:
         np.testing.assert_allclose(plain, oracle.decode(TOKENS, every=True), atol=1e-3)
         oracle.reset()

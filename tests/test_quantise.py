@@ -21,6 +21,7 @@ from forgec.plan.program import CompileOptions
 from forgec.quantise import QUANTISABLE, EditedFile, WeightOptions, open_model, quantise
 from forgec.quantise.choose import new_types
 from forgec.toolchain import open_cache
+from tests.cli_files import Forgec
 from tests.gguf_files import TinyModel
 
 BLOCKED = [t for t in QUANTISABLE if QUANT_BY_NAME[t].block > 1]
@@ -139,11 +140,14 @@ def test_choice_of_types(tmp_path: Path) -> None:
         assert new_types(model.tensors, "Q6_K", requantize=False)["output.weight"].type.name == "F16"
 
 
-def test_quantised_matrices_are_refused_without_requantize(tmp_path: Path) -> None:
+def test_quantised_matrices_are_refused_without_requantize(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = TinyModel(quant="Q8_0").write(tmp_path / "m.gguf")
-    with pytest.raises(UsageError, match=r"'token_embd\.weight' is quantised already, to Q8_0") as caught:
-        open_model(path, WeightOptions("Q4_0"))
-    assert "--requantize" in caught.value.hint
+    arguments = ("compile", path, "--arch", "gfx1100", "-o", tmp_path / "p", "--quantize", "q4_0")
+    code, message, hint = Forgec(capsys).refused(*arguments)
+    assert (code, message) == (2, "tensor 'token_embd.weight' is quantised already, to Q8_0")
+    assert "--requantize" in hint
     with open_model(path, WeightOptions("Q8_0")) as same:
         assert not isinstance(same, EditedFile), "nothing to change"
     with open_model(path, WeightOptions("Q4_0", requantize=True)) as model, open_gguf(path) as base:
