@@ -48,7 +48,7 @@ def biased(shapes: Shapes, *names: str) -> Shapes:
 
 
 #: Experts of a layer and how many of them a token takes, and the ranks and lengths of latent attention.
-EXPERTS, USED, INNER, KV_RANK, Q_RANK, NOPE, VALUE = 6, 2, 32, 32, 40, 16, 24
+EXPERTS, USED, KV_RANK, Q_RANK, NOPE, VALUE = 6, 2, 32, 40, 16, 24
 
 
 def expert_shapes(inner: int) -> dict[str, tuple[int, ...]]:
@@ -165,7 +165,7 @@ _LATENT_LENGTHS = {
     "attention.value_length": KV_RANK,
     "attention.key_length_mla": NOPE + LENGTH,
     "attention.value_length_mla": VALUE,
-    "expert_feed_forward_length": INNER,
+    "expert_feed_forward_length": F,
     "leading_dense_block_count": 1,
 }
 _YARN = {
@@ -174,14 +174,12 @@ _YARN = {
     "rope.scaling.original_context_length": CONTEXT // 4,
 }
 _GPT_OSS = {
-    **biased(
-        {**ATTENTION, **expert_shapes(INNER)}, "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_inp"
-    ),
+    **biased({**ATTENTION, **expert_shapes(F)}, "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_inp"),
     "attn_norm.weight": (E,),
     "post_attention_norm.weight": (E,),
     "attn_sinks.weight": (HEADS,),
-    "ffn_gate_exps.bias": (EXPERTS, INNER),
-    "ffn_up_exps.bias": (EXPERTS, INNER),
+    "ffn_gate_exps.bias": (EXPERTS, F),
+    "ffn_up_exps.bias": (EXPERTS, F),
     "ffn_down_exps.bias": (EXPERTS, E),
 }
 
@@ -230,8 +228,8 @@ TINY: Mapping[str, Tiny] = {
         {
             **NORMS,
             **_LATENT,
-            **expert_shapes(INNER),
-            **shared_shapes(2 * INNER),
+            **expert_shapes(F),
+            **shared_shapes(2 * F),
             "exp_probs_b.bias": (EXPERTS,),
         },
         {
@@ -256,8 +254,8 @@ TINY: Mapping[str, Tiny] = {
             **NORMS,
             **{name: shape for name, shape in _LATENT.items() if not name.startswith("attn_q_")},
             "attn_q.weight": (HEADS * (NOPE + LENGTH), E),
-            **expert_shapes(INNER),
-            **shared_shapes(INNER),
+            **expert_shapes(F),
+            **shared_shapes(F),
         },
         {
             **_MIXTURE,
@@ -315,7 +313,7 @@ TINY: Mapping[str, Tiny] = {
     "gpt-oss": Tiny(
         "gpt-oss",
         _GPT_OSS,
-        {**_MIXTURE, **_HEADS, **_YARN, "expert_feed_forward_length": INNER, "attention.sliding_window": 6},
+        {**_MIXTURE, **_HEADS, **_YARN, "expert_feed_forward_length": F, "attention.sliding_window": 6},
         types={"exps.weight": "MXFP4"},
     ),
     "gpt2": Tiny(
@@ -343,8 +341,8 @@ TINY: Mapping[str, Tiny] = {
     "granite": Tiny("granite", LLAMA, _GRANITE, _TIED),
     "granitemoe": Tiny(
         "granitemoe",
-        {**NORMS, **ATTENTION, **expert_shapes(F), **shared_shapes(2 * INNER)},
-        {**_GRANITE, **_MIXTURE, "expert_shared_feed_forward_length": 2 * INNER},
+        {**NORMS, **ATTENTION, **expert_shapes(F), **shared_shapes(2 * F)},
+        {**_GRANITE, **_MIXTURE, "expert_shared_feed_forward_length": 2 * F},
         _TIED,
     ),
     "internlm2": Tiny("internlm2", LLAMA),
@@ -422,11 +420,11 @@ TINY: Mapping[str, Tiny] = {
         {
             **NORMS,
             **biased(ATTENTION, "attn_q", "attn_k", "attn_v"),
-            **expert_shapes(INNER),
+            **expert_shapes(F),
             **shared_shapes(F),
             "ffn_gate_inp_shexp.weight": (E,),
         },
-        {**_MIXTURE, "expert_feed_forward_length": INNER, "expert_shared_feed_forward_length": F},
+        {**_MIXTURE, "expert_feed_forward_length": F, "expert_shared_feed_forward_length": F},
     ),
     "qwen3": Tiny(
         "qwen3",
@@ -435,8 +433,8 @@ TINY: Mapping[str, Tiny] = {
     ),
     "qwen3moe": Tiny(
         "qwen3moe",
-        {**NORMS, **ATTENTION, **HEAD_NORMS, **expert_shapes(INNER)},
-        {**_MIXTURE, **_HEADS, "expert_feed_forward_length": INNER},
+        {**NORMS, **ATTENTION, **HEAD_NORMS, **expert_shapes(F)},
+        {**_MIXTURE, **_HEADS, "expert_feed_forward_length": F},
     ),
     "smollm3": Tiny("smollm3", LLAMA, {}, _TIED, layers=4),
     "stablelm": Tiny(
