@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from forgec.cli import cli
 from forgec.compiler import compile_model
 from forgec.config import load_config
 from forgec.errors import GGUFError, UnsupportedModelError, VerifyError
@@ -205,3 +207,10 @@ def test_int8_activations_that_do_not_fit_stay_floats(tmp_path: Path) -> None:
     kernels = program_of(tiny, tmp_path, math="fast").kernels
     assert {k.act for k in kernels if k.stage == "expert_up"} == {"q8"}
     assert {(k.act, k.activations) for k in kernels if k.stage == "expert_down"} == {("f32", "global")}
+
+
+def test_inspect_names_the_experts(tmp_path: Path) -> None:
+    model = TINY["qwen2moe"].write(tmp_path / "tiny.gguf", "qwen2moe")
+    shown = CliRunner().invoke(cli, ["inspect", str(model)])
+    assert shown.exit_code == 0
+    assert "  experts           2 of 6 a token, feed-forward 96, and a shared one\n" in shown.output

@@ -98,6 +98,8 @@ def _numbers(spec: ModelSpec) -> dict[str, Any]:
         "tied_embeddings": spec.tied_embeddings,
         "trained_context": spec.context_length,
         "rope": {"base": spec.rope.freq_base, "scaling": spec.rope.scaling},
+        "experts": None if spec.experts is None else asdict(spec.experts),
+        "latent_attention": None if spec.latent is None else asdict(spec.latent),
     }
 
 
@@ -149,6 +151,16 @@ def _target(needs: TargetNeeds) -> dict[str, Any]:
 # -- text
 
 
+def _experts_text(spec: ModelSpec) -> tuple[str, ...]:
+    """The line about a mixture of experts, where there is one."""
+    experts = spec.experts
+    if experts is None:
+        return ()
+    length = experts.feed_forward_length or spec.feed_forward_length
+    more = "" if not (experts.shared_count or experts.shared_feed_forward_length) else ", and a shared one"
+    return (f"  experts           {experts.used} of {experts.count} a token, feed-forward {length}{more}",)
+
+
 def _text(found: Inspection) -> str:
     types = ", ".join(f"{name} x {count}" for name, count in found.quant_types.items()) or "none"
     shards = f" in {found.shards} files" if found.shards > 1 else ""
@@ -187,6 +199,7 @@ def _number_lines(spec: ModelSpec, positions: str) -> tuple[str, ...]:
     return (
         f"  layers            {spec.block_count}, embedding {spec.embedding_length}, "
         f"feed-forward {spec.feed_forward_length}",
+        *_experts_text(spec),
         f"  attention         {spec.head_count} heads, {spec.head_count_kv} KV heads of {spec.key_length}",
         f"  vocabulary        {spec.vocab_size} tokens (from {spec.vocab_size_source})"
         f"{', embeddings tied to the output' if spec.tied_embeddings else ''}",
