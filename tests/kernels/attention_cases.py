@@ -6,10 +6,13 @@ Shapes follow the stages: q [rows, heads, key_length], caches [kv_heads, positio
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 
 from forgec.plan.stages import KVCache
 from forgec.reference.ops import alibi_slopes
@@ -19,6 +22,17 @@ from tests.kernels.harness import EVERY_DEVICE, State, common
 #: written for other register files and take clang seconds to unroll, so that one small test each has to do.
 ATTENTION_DEVICES = ["cpu-own", *(p for p in EVERY_DEVICE if p.values[0] != "cpu")]
 KV_DTYPES: dict[str, Any] = {"f16": np.float16, "f32": np.float32, "q8_0": np.uint8}
+
+
+def with_forms(forms: Mapping[str, object], again: Collection[str]) -> list[Any]:
+    """(device, form) for all devices; gfx942, which differs from gfx1100 in its wave, takes only ``again``."""
+    pairs = itertools.product(ATTENTION_DEVICES, forms)
+    return [
+        pytest.param(name, form, marks=device.marks if device != name else ())
+        for device, form in pairs
+        for name in (device if isinstance(device, str) else device.values[0],)
+        if name != "emulated-gfx942" or form in again
+    ]
 
 
 @dataclass(frozen=True)

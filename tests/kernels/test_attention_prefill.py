@@ -14,6 +14,7 @@ from tests.kernels.attention_cases import (
     Case,
     exact_attention,
     make_case,
+    with_forms,
 )
 from tests.kernels.harness import assert_close, compile_stage, run_stage
 
@@ -125,8 +126,7 @@ FORMS: dict[str, dict[str, object]] = {
 }  # fmt: skip
 
 
-@on_devices
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("device", "form"), with_forms(FORMS, ("values in keys", "everything")))
 def test_forms(rng: np.random.Generator, device: str, form: str) -> None:
     case = make_case(rng, **{"rows": 37, "position": 19} | FORMS[form])  # type: ignore[arg-type]
     check(case, device, causal=form != "sinks")
