@@ -25,7 +25,7 @@ KV_DTYPES: dict[str, Any] = {"f16": np.float16, "f32": np.float32, "q8_0": np.ui
 
 
 def with_forms(forms: Mapping[str, object], again: Collection[str]) -> list[Any]:
-    """(device, form) for all devices; gfx942, which differs from gfx1100 in its wave, takes only ``again``."""
+    """(device, form) of all devices; gfx942, which differs from gfx1100 in its wave, takes ``again``."""
     pairs = itertools.product(ATTENTION_DEVICES, forms)
     return [
         pytest.param(name, form, marks=device.marks if device != name else ())
