@@ -11,9 +11,10 @@ import jinja2.meta
 import pytest
 
 from forgec.codegen import render
+from forgec.passes.choose_layout import ROWS8_TYPES
 from forgec.plan import stages
 from forgec.plan.layouts import FORMATS
-from forgec.plan.stages import EmbeddingParams, StageParams
+from forgec.plan.stages import EmbeddingParams, MatvecParams, Segment, StageParams
 from forgec.targets import get_target
 from forgec.toolchain import CodeObject, ExpectedKernel, Unit, check_inspection, compile_units
 from tests.format_examples import format_examples
@@ -72,6 +73,20 @@ def test_every_weight_format_compiles(target_name: str) -> None:
     units = [Unit(p.symbol, source_of(p), (p.symbol,)) for p in params]
     for p, code in zip(params, compile_units(units, get_target(target_name)), strict=True):
         check_planned(p, code, target_name)
+
+
+def cpu_format_examples() -> list[StageParams]:
+    """A product of every type that the CPU's own text reads, with every kind of activations.
+
+    They are compiled and run in tests/kernels/test_cpu_formats.py.
+    """
+    plain = ("store", False, "none", 0.0, False, 1, 8)
+    blocked = [name for name in ROWS8_TYPES if FORMATS[name].block > 1]
+    return [
+        MatvecParams("cpu", 1, 1, 512, (Segment(name, 64),), "rows8", act, *plain)
+        for name in blocked
+        for act in ("f32", "q8", "q16")
+    ]
 
 
 def interleaved(params: list[StageParams]) -> list[StageParams]:
@@ -146,7 +161,7 @@ def test_every_template_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
         for params in examples(target_name):
             source_of(params)
             render.render_stage(params)
-    for params in interleaved(examples("x86-64-v3")):
+    for params in interleaved([*examples("x86-64-v3"), *cpu_format_examples()]):
         render.render_stage(params)
     for name in FORMATS:
         render.render_stage(EmbeddingParams("gfx11", 32, 256, name, "rows", 256, 9, decode=True))
