@@ -59,9 +59,10 @@ def _entry(paths: tuple[Path, ...]) -> KeptFiles:
 def _remove_abandoned(directory: Path) -> None:
     """Temporary folders of stopped processes, and the sources of engines that nobody used for a while."""
     now = time.time()
-    ages = {"tmp*": ABANDONED_SECONDS, "*/tmp*": ABANDONED_SECONDS, "machine-*": _UNUSED_SECONDS}
+    ages = {"tmp*": ABANDONED_SECONDS, "shapes-*/tmp*": ABANDONED_SECONDS, "machine-*": _UNUSED_SECONDS}
     for pattern, age in ages.items():
-        for path in directory.glob(pattern):
-            with contextlib.suppress(OSError):
-                if now - path.stat().st_mtime > age:
-                    shutil.rmtree(path)
+        with contextlib.suppress(OSError):  # other processes come and go in this folder
+            for path in list(directory.glob(pattern)):
+                with contextlib.suppress(OSError):
+                    if now - path.stat().st_mtime > age:
+                        shutil.rmtree(path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -41,6 +43,27 @@ def test_what_stopped_processes_left(tmp_path: Path) -> None:
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     prune(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["machine-2", "tmpnew"]
+
+
+def test_folders_that_vanish_meanwhile(tmp_path: Path) -> None:
+    """Other processes make and remove temporary folders all the time."""
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+                write(Path(folder) / "kernel.c", 10, 0)
+
+    others = [threading.Thread(target=come_and_go) for _ in range(2)]
+    for other in others:
+        other.start()
+    try:
+        for _ in range(100):
+            prune(tmp_path)
+    finally:
+        stop.set()
+        for other in others:
+            other.join()
 
 
 def test_shapes_that_another_process_pruned_are_compiled_again(tmp_path: Path) -> None:
