@@ -70,7 +70,7 @@ class Device:
 
     ``arch`` names the chip (``gfx1100``, ``gfx942`` …), ``threads`` the CPU threads that share a launch.
     ``seed`` makes waves and workgroups interleave at random, reproducibly. ``checks`` turns on the traps
-    that need shadow state (uninitialised values, missing waits and fences, LDS races) and costs about three
+    that need shadow state (uninitialised values, missing waits and fences, LDS races) and costs about seven
     times the time; bounds are always checked. ``strict_alignment`` 1 traps on dword accesses below 4-byte
     alignment, 2 on every access below its own size. ``memory`` is the capacity in bytes; ``timeout`` the
     seconds a launch may take.
