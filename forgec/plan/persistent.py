@@ -1,0 +1,395 @@
+"""The persistent schedule: the decode sequence of the graph schedule as steps of one cooperative kernel.
+
+In come the launches of one token and the tensors they read; out go the kernel's parameters, its launch and its
+table of steps, which is stored with the weights. Chooses geometry, renders nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from forgec.plan.layouts import FORMATS, row_pitch, slice_elements
+from forgec.plan.memory import align
+from forgec.plan.program import Argument, Launch, PackedTensor, Ref
+from forgec.plan.stages import AttentionDecodeParams, EmbeddingParams, MatvecParams, SampleParams
+from forgec.plan.stages.token import (
+    ATTENTION,
+    EMBEDDING,
+    FIRST_LINEAR,
+    SAMPLER,
+    TokenAttention,
+    TokenEmbedding,
+    TokenGroup,
+    TokenLinear,
+    TokenParams,
+    TokenSampler,
+)
+from forgec.targets import Target
+
+__all__ = ["NotPersistentError", "Persistent", "persist"]
+
+#: Threads of a block, without the wave that copies.
+BLOCK = 512
+#: Bytes of a tile of weights, from the largest that is tried to the smallest. On an H100 a ring of two tiles of
+#: 36 KiB streams 3.15 TB/s, 2 KiB at a time 2.7 TB/s; smaller tiles leave more of them to run ahead.
+TILE_BYTES = (24 << 10, 36 << 10, 48 << 10)
+#: Tiles of a ring, at least.
+LEAST_TILES = 3
+#: LDS of a block, in bytes, that the tables and small arrays of the kernel take besides what is counted here.
+LDS_MARGIN = 2 << 10
+#: LDS that the sampler takes: histograms and the partial sums of a draw.
+SAMPLER_BYTES = 18 << 10
+#: Work of a pass over a tile, beside the slices of a lane and in units of a slice: waiting and reducing.
+PASS_COST = 5
+#: Rows of logits between two epilogues.
+LOGIT_ROWS = 512
+#: Bytes of a row of the table.
+STEP_BYTES = 64
+#: Most blocks whose candidates the first one gathers.
+MOST_BLOCKS = 1024
+
+
+class NotPersistentError(Exception):
+    """Why a decode sequence cannot be one kernel; the graph schedule runs it."""
+
+
+@dataclass(frozen=True)
+class Persistent:
+    """The kernel's launch, its table as a tensor of weights.bin, and the bytes of the exchange."""
+
+    launch: Launch
+    table: PackedTensor
+    exchange_bytes: int
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A row of the table: ``source`` is the number of the step that makes the input."""
+
+    kind: int
+    inbox: int = 0
+    source: int = 0
+    out: int = 0
+    partial: int = 0
+    norm: int = 0
+    weights: tuple[int, ...] = ()
+    biases: tuple[int, ...] = ()
+    caches: tuple[int, ...] = ()
+
+    def packed(self) -> bytes:
+        def padded(values: tuple[int, ...], count: int) -> tuple[int, ...]:
+            return (*values, *(0,) * (count - len(values)))
+
+        words = (self.kind, self.inbox, self.source, self.out, self.partial, self.norm)
+        words += padded(self.weights, 3) + padded(self.biases, 3) + padded(self.caches, 2) + (0, 0)
+        return struct.pack("<16I", *words)
+
+
+@dataclass
+class _Builder:
+    """Turns launches into steps, one after the other."""
+
+    target: Target
+    tile_bytes: int  # 0: rows are read in place
+    kinds: list[TokenLinear] = field(default_factory=list)
+    steps: list[_Step] = field(default_factory=list)
+    regions: dict[str, int] = field(default_factory=dict)
+    words: int = 0
+    made: dict[Ref, tuple[int, int]] = field(default_factory=dict)  # value -> (step, word offset)
+    stream: Ref | None = None  # where the residual stream is
+    embedding: TokenEmbedding | None = None
+    attention: TokenAttention | None = None
+    rope: tuple[Ref, int, bool] | None = None  # table, rotated dimensions, interleaved
+    caches: dict[Ref, tuple[Ref, Ref]] = field(default_factory=dict)  # q -> K and V
+
+    def add(self, launch: Launch) -> None:
+        params = launch.kernel
+        if isinstance(params, EmbeddingParams):
+            self._embedding(params, launch)
+        elif isinstance(params, MatvecParams):
+            self._matvec(params, launch)
+        elif isinstance(params, AttentionDecodeParams):
+            self._attention(params, launch)
+        elif isinstance(params, SampleParams):
+            source, inbox = self._made(Ref("logits", 0))
+            self.steps.append(_Step(SAMPLER, inbox, source))
+        else:
+            raise NotPersistentError(f"stage '{params.stage}' has no step")
+
+    # -- the exchange
+
+    def _region(self, note: str, words: int) -> int:
+        """Words of the exchange for what a node makes: the same in every layer."""
+        role = re.sub(r"^layer\d+\.", "", note)
+        if role not in self.regions:
+            self.regions[role] = self.words
+            self.words += align(words, 16)
+        return self.regions[role]
+
+    def _made(self, value: Argument) -> tuple[int, int]:
+        if not isinstance(value, Ref) or value not in self.made:
+            raise NotPersistentError("a step reads what no step before it made")
+        return self.made[value]
+
+    def _finish(self, step: _Step, out: Argument) -> None:
+        assert isinstance(out, Ref)
+        self.made[out] = (len(self.steps), step.out)
+        self.steps.append(step)
+
+    # -- steps
+
+    def _embedding(self, params: EmbeddingParams, launch: Launch) -> None:
+        if params.positions:
+            raise NotPersistentError("learned positions have no step")
+        self.embedding = TokenEmbedding(params.format, params.cols, params.vocab, params.scale)
+        out = launch.args[-1]
+        step = _Step(EMBEDDING, out=self._region(launch.note, params.cols // 2), weights=(_units(launch.args[2]),))
+        self._finish(step, out)
+        assert isinstance(out, Ref)
+        self.stream = out
+
+    def _matvec(self, params: MatvecParams, launch: Launch) -> None:
+        args = dict(zip((a.name for a in params.args), launch.args, strict=True))
+        if params.prologue not in ("none", "rmsnorm") or params.prologue == "rmsnorm" and params.norm_parameters != (
+            "norm_weight",
+        ):
+            raise NotPersistentError(f"prologue '{params.prologue}' has no step")
+        epilogue = {"rope_kv": "store"}.get(params.epilogue, params.epilogue)
+        out = args["q_out"] if params.rope else args["out"]
+        if out == Ref("logits", 0):
+            epilogue = "logits"
+        kind = self._kind(params, epilogue)
+        words = 2 * MOST_BLOCKS if epilogue == "logits" else params.out_rows // 2
+        source, inbox = self._made(args["x"])
+        step = _Step(
+            kind.kind,
+            inbox,
+            source,
+            self._region(launch.note, words),
+            norm=_units(args["norm_weight"]) if kind.norm else 0,
+            weights=tuple(_units(args[f"w{i}"]) for i in range(len(params.segments))),
+            biases=tuple(_units(args[f"bias{i}"]) for i in range(len(params.segments))) if params.bias else (),
+        )
+        if epilogue == "residual":
+            if args["residual"] != self.stream or self.embedding is None or params.rows != self.embedding.cols:
+                raise NotPersistentError("a product is added to something else than the residual stream")
+            assert isinstance(out, Ref)
+            self.stream = out
+        if params.rope is not None:
+            table = args.get("rope_table")
+            if not isinstance(table, Ref):
+                raise NotPersistentError("attention without rotary embedding has no step")
+            rope = (table, params.rope.rope_dims, params.rope.interleaved)
+            if self.rope not in (None, rope):
+                raise NotPersistentError("layers with different rotary embeddings have no step")
+            self.rope = rope
+            assert isinstance(out, Ref)
+        self._finish(step, out)
+
+    def _kind(self, params: MatvecParams, epilogue: str) -> TokenLinear:
+        if params.activations == "global" and not self.tile_bytes:
+            raise NotPersistentError(f"a vector of {params.cols} floats has no room in LDS")
+        formats = tuple(s.format for s in params.segments)
+        groups: list[TokenGroup] = []
+        sums_at = 0
+        members = [(formats, params.segments[0].rows, 0, 0)]
+        if epilogue not in ("gated",):
+            members = [
+                ((s.format,), s.rows, i, start)
+                for i, (s, start) in enumerate(zip(params.segments, params.row_starts, strict=True))
+            ]
+        for group_formats, rows, first, start in members:
+            if rows % 2 and epilogue != "logits":
+                raise NotPersistentError(f"a matrix of {rows} rows does not go in pairs")
+            group = self._group(params.cols, group_formats, rows, first, start, epilogue == "logits", sums_at)
+            sums_at += group.sums
+            groups.append(group)
+        kind = TokenLinear(
+            FIRST_LINEAR + len(self.kinds),
+            params.cols,
+            "q8" if params.act == "q8" else "lds",
+            params.prologue == "rmsnorm",
+            params.eps,
+            epilogue,
+            params.bias,
+            params.then,
+            params.factor,
+            tuple(groups),
+        )
+        for known in self.kinds:
+            if replace(known, kind=kind.kind) == kind:
+                return known
+        self.kinds.append(kind)
+        return kind
+
+    def _group(
+        self, cols: int, formats: tuple[str, ...], rows: int, first: int, start: int, logits: bool, sums_at: int
+    ) -> TokenGroup:
+        """The geometry that takes the fewest passes over a block's share, each weighed with its slices."""
+        waves = BLOCK // self.target.wave
+        pitch = sum(row_pitch(format, cols) for format in formats)
+        most = 2 * -(-(rows // 2) // self.target.compute_units) + rows % 2
+        slices = max(cols // slice_elements(format) for format in formats)
+        best: tuple[float, int, int, int] | None = None
+        share = 1
+        while share <= waves // len(formats):
+            for take in (1, 2) if rows % 2 == 0 else (1,):
+                tile_rows = waves // share // len(formats) * take
+                if self.tile_bytes and tile_rows * pitch > self.tile_bytes:
+                    continue
+                passes = -(-most // tile_rows)
+                cost = passes * (take * -(-slices // (share * self.target.wave)) + PASS_COST + take)
+                if best is None or cost < best[0]:
+                    best = (cost, tile_rows, take, share)
+            share *= 2
+        if best is None:
+            raise NotPersistentError(f"a row of {pitch} bytes has no room in a tile")
+        _, tile_rows, take, share = best
+        # Twice the share of this target's chip: a smaller one of the same family takes more rows a block.
+        room = align(2 * most, tile_rows) if not logits else align(min(LOGIT_ROWS, 2 * most), tile_rows)
+        return TokenGroup(formats, rows, first, start, tile_rows, take, share, room, sums_at)
+
+    def _attention(self, params: AttentionDecodeParams, launch: Launch) -> None:
+        args = dict(zip((a.name for a in params.args), launch.args, strict=True))
+        plain = _plain_attention(params)
+        if plain or self.rope is None:
+            raise NotPersistentError(plain or "attention without rotary embedding has no step")
+        pieces = params.head_length // 8
+        if params.head_length % 8 or pieces & (pieces - 1) or pieces > self.target.wave or params.group < 1:
+            raise NotPersistentError(f"heads of {params.head_length} elements have no step")
+        tile = max(t for t in range(1, 5) if params.group % t == 0)
+        items = params.kv_heads * (params.group // tile)
+        most_parts = max(1, min(64, 2 * self.target.compute_units // items))
+        attention = TokenAttention(
+            params.heads,
+            params.kv_heads,
+            params.head_length,
+            self.rope[1],
+            self.rope[2],
+            params.context,
+            params.kv_dtype,
+            params.scale,
+            tile,
+            max(64, (32 << 10) // params.head_length),
+            most_parts,
+        )
+        if self.attention not in (None, attention):
+            raise NotPersistentError("layers with different attention have no step")
+        self.attention = attention
+        half = params.head_length // 2
+        source, inbox = self._made(args["q"])
+        caches = (_units(args["k_cache"]), _units(args["v_cache"]))
+        partial = self._region("partial", params.heads * most_parts * (half + 1))
+        out = self._region(launch.note, params.heads * half)
+        self._finish(_Step(ATTENTION, inbox, source, out, partial, caches=caches), args["out"])
+
+
+def _plain_attention(params: AttentionDecodeParams) -> str:
+    """What of an attention has no step, "" where it has."""
+    if params.kv_dtype not in ("f16", "f32"):
+        return f"a cache of {params.kv_dtype} has no step"
+    for name in ("window", "softcap", "alibi", "sinks"):
+        if getattr(params, name, 0):
+            return f"attention with {name} has no step"
+    return ""
+
+
+def _units(value: Argument) -> int:
+    """An offset in units of 16 bytes."""
+    assert isinstance(value, Ref)
+    if value.offset % 16:
+        raise NotPersistentError(f"offset {value.offset} is no multiple of 16")
+    return value.offset // 16
+
+
+def persist(
+    launches: Sequence[Launch], tensors: Mapping[str, PackedTensor], target: Target, weight_bytes: int
+) -> Persistent:
+    """One kernel for the decode sequence ``launches``; its table goes behind ``weight_bytes`` bytes.
+
+    Raises NotPersistentError with the reason where the sequence has a step that the kernel does not know.
+    """
+    if target.wave == 1:
+        raise NotPersistentError("a CPU runs a token as one call anyway")
+    if any(t.layout not in ("rows", "plain") for t in tensors.values()):
+        raise NotPersistentError("weights of another layout have no step")
+    reasons: list[str] = []
+    for tile_bytes in TILE_BYTES if target.async_copy else (0,):
+        try:
+            return _persist(launches, target, weight_bytes, tile_bytes)
+        except NotPersistentError as error:
+            reasons.append(str(error))
+    raise NotPersistentError(reasons[-1])
+
+
+def _persist(launches: Sequence[Launch], target: Target, weight_bytes: int, tile_bytes: int) -> Persistent:
+    builder = _Builder(target, tile_bytes)
+    for launch in launches:
+        builder.add(launch)
+    embedding, attention, rope = builder.embedding, builder.attention, builder.rope
+    if embedding is None or attention is None or rope is None:
+        raise NotPersistentError("a step is missing: embedding, attention or rotary embedding")
+    waves = BLOCK // target.wave
+    work = max(
+        SAMPLER_BYTES,
+        waves * attention.tile * (attention.head_length + 2) * 4 + attention.tile * attention.head_length * 4,
+        *(k.cols // 32 * (48 if k.activations == "q8" else 144) for k in builder.kinds),
+    )
+    work = align(work, 128)
+    sums = max(sum(g.sums for g in k.groups) for k in builder.kinds)
+    residual = 2 * (2 * -(-(embedding.cols // 2) // target.compute_units))
+    steps = len(builder.steps)
+    used = work + STEP_BYTES * steps + 4 * (sums + residual + rope[1]) + LDS_MARGIN
+    room = (target.dynamic_lds if tile_bytes else target.lds_bytes) - used
+    tiles = min(16, room // tile_bytes) if tile_bytes else 0
+    if room < 0 or (tile_bytes and tiles < LEAST_TILES):
+        raise NotPersistentError(f"LDS has no room for {used} bytes and the weights on their way")
+    formats = {f for k in builder.kinds for g in k.groups for f in g.formats} | {embedding.format}
+    params = TokenParams(
+        target.family,
+        target.wave,
+        BLOCK,
+        stream="copies" if tile_bytes else "loads",
+        tiles=tiles,
+        tile_bytes=tile_bytes,
+        formats=tuple(sorted(formats, key=list(FORMATS).index)),
+        steps=steps,
+        work_bytes=work,
+        sums=sums,
+        residual=residual,
+        angles=rope[1],
+        rope_table=_units(rope[0]),
+        exchange_words=align(builder.words, 512),
+        replicas=target.exchange_replicas,
+        dynamic_lds=align(used + tiles * tile_bytes, 128) if tile_bytes else 0,
+        embedding=embedding,
+        attention=attention,
+        sampler=TokenSampler(embedding.vocab),
+        linears=tuple(builder.kinds),
+    )
+    table = PackedTensor(
+        "token_table",
+        "",
+        "u32",
+        "plain",
+        steps,
+        STEP_BYTES // 4,
+        weight_bytes,
+        STEP_BYTES * steps,
+        literal=b"".join(step.packed() for step in builder.steps),
+    )
+    buffers = (
+        Ref("state", 0),
+        Ref("weights", 0),
+        Ref("kv", 0),
+        Ref("exchange", 0),
+        Ref("sync", 0),
+        Ref("weights", table.offset),
+        Ref("logits", 0),
+        Ref("ring", 0),
+    )
+    launch = Launch(params, target.compute_units, buffers, "token")
+    return Persistent(launch, table, 8 * params.exchange_words * params.replicas)

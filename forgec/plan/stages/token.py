@@ -1,0 +1,186 @@
+"""Parameters of the stage "token": one decode step of a whole model in one kernel.
+
+``plan.persistent`` fills them from the decode sequence of the graph schedule; ``templates/stages/token`` and
+``templates/lib/token`` render them. Nothing here chooses a number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from forgec.plan.stages.base import KV_CTYPES, Arg, StageParams
+
+__all__ = [
+    "EMBEDDING",
+    "FIRST_LINEAR",
+    "TokenAttention",
+    "TokenEmbedding",
+    "TokenGroup",
+    "TokenLinear",
+    "TokenParams",
+    "TokenSampler",
+]
+
+#: Kinds of the steps that are no products; products count on from ``FIRST_LINEAR``.
+EMBEDDING, ATTENTION, SAMPLER, FIRST_LINEAR = range(4)
+
+
+@dataclass(frozen=True)
+class TokenGroup:
+    """Rows of one matrix, or the same rows of two, that a block takes in tiles.
+
+    ``share`` waves share ``take`` rows of a matrix at a time; ``first`` and ``last`` are the numbers of the
+    matrices among the step's, ``start`` the first row in the output. Sums lie from ``sums_at`` on, for at most
+    ``room`` rows between two epilogues.
+    """
+
+    formats: tuple[str, ...]
+    rows: int
+    first: int
+    start: int
+    tile_rows: int
+    take: int
+    share: int
+    room: int
+    sums_at: int
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.formats) - 1
+
+    @property
+    def label(self) -> str:
+        return f"[{self.rows}] " + " and ".join(self.formats)
+
+    @property
+    def guards(self) -> tuple[str, ...]:
+        """C text before the products of each matrix: which teams of waves do them."""
+        return ("if (team < kTeams) ", "else ") if len(self.formats) > 1 else ("",)
+
+    @property
+    def sums(self) -> int:
+        """Floats that its sums take."""
+        return len(self.formats) * self.share * self.room
+
+
+@dataclass(frozen=True)
+class TokenLinear:
+    """A kind of product step. ``epilogue``: "store", "gated", "residual" or "logits"."""
+
+    kind: int
+    cols: int
+    activations: str
+    norm: bool
+    eps: float
+    epilogue: str
+    bias: bool
+    then: str
+    factor: float
+    groups: tuple[TokenGroup, ...]
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Templates of ``templates/lib`` that the epilogue uses."""
+        return (f"pointwise/{self.then}",) if self.then else ()
+
+    def apply(self, expression: str) -> str:
+        """C text of ``then`` of an expression."""
+        return f"{self.then}({expression})" if self.then else expression
+
+
+@dataclass(frozen=True)
+class TokenEmbedding:
+    """The embedding step: row of the token times ``scale``."""
+
+    format: str
+    cols: int
+    vocab: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class TokenSampler:
+    """The sampler step."""
+
+    vocab: int
+
+
+@dataclass(frozen=True)
+class TokenAttention:
+    """The attention step: RoPE, the token's own cache row, softmax over all keys.
+
+    A work item has ``tile`` query heads; up to ``alone`` keys are one part, beyond that at most ``most_parts``.
+    """
+
+    heads: int
+    kv_heads: int
+    head_length: int
+    rope_dims: int
+    interleaved: bool
+    context: int
+    kv_dtype: str
+    scale: float
+    tile: int
+    alone: int
+    most_parts: int
+
+    @property
+    def kv_ctype(self) -> str:
+        return KV_CTYPES[self.kv_dtype]
+
+
+@dataclass(frozen=True)
+class TokenParams(StageParams):
+    """Everything of the kernel; sizes in bytes, words (of 8 bytes) or floats as the names say.
+
+    ``stream`` "copies" has a wave of its own that fills a ring of ``tiles`` tiles of ``tile_bytes`` in LDS,
+    "loads" reads weights where they are used. ``rope_table`` is an offset in units of 16 bytes.
+    """
+
+    stream: str
+    tiles: int
+    tile_bytes: int
+    formats: tuple[str, ...]
+    steps: int
+    work_bytes: int
+    sums: int
+    residual: int
+    angles: int
+    rope_table: int
+    exchange_words: int
+    replicas: int
+    dynamic_lds: int
+    embedding: TokenEmbedding
+    attention: TokenAttention
+    sampler: TokenSampler
+    linears: tuple[TokenLinear, ...]
+
+    @property
+    def stage(self) -> str:
+        return "token"
+
+    @property
+    def threads(self) -> int:
+        return self.block + (self.wave if self.stream == "copies" else 0)
+
+    @property
+    def cooperative(self) -> bool:
+        return True
+
+    @property
+    def entry(self) -> str:
+        """Where LDS comes from: ``templates/program/entry_<entry>``."""
+        return "dynamic" if self.dynamic_lds else "static"
+
+    @property
+    def args(self) -> tuple[Arg, ...]:
+        return (
+            Arg("state", "State*", restrict=False),
+            Arg("weights", "const u8*"),
+            Arg("kv", "u8*", restrict=False),
+            Arg("exchange", "u64*", restrict=False),
+            Arg("sync_words", "u32*", restrict=False),
+            Arg("table", "const u8*"),
+            Arg("logits", "float*", restrict=False),
+            Arg("ring", "i32*"),
+        )
