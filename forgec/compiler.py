@@ -149,7 +149,7 @@ def check_kernels(program: Program, objects: tuple[CodeObject, ...]) -> None:
         expected = ExpectedKernel(
             symbol=kernel.symbol,
             wave=program.target.wave,
-            threads=kernel.block,
+            threads=kernel.threads,
             lds_limit=program.target.lds_bytes,
             args=tuple((arg.name, offset, arg.size, arg.is_pointer) for arg, offset in kernel.unpack),
         )

@@ -106,6 +106,16 @@ class Driver(Protocol):
         """The device address of host memory that the device can use in place; None where it cannot."""
         ...
 
+    def resident_blocks(self, function: Any, block: int, lds: int = 0) -> int:
+        """Blocks of ``block`` threads that the device holds at once: the most that may wait for each other."""
+        ...
+
+    def launch_cooperative(
+        self, function: Any, grid: int, block: int, kernarg: bytes, lds: int = 0
+    ) -> None:
+        """``launch`` of blocks that wait for each other; DeviceError when they are not all resident."""
+        ...
+
     def copy(self, to: int, source: int, size: int) -> None:
         """Queue a copy within the device's memory."""
         ...

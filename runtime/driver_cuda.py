@@ -171,14 +171,41 @@ class CudaDriver(StagedTransfers):
 
     def launch(self, function: c_void_p, grid: int, block: int, kernarg: bytes, lds: int = 0) -> None:
         """``lds``: bytes of dynamic shared memory on top of the kernel's own."""
-        if lds > _STATIC_SHARED_BYTES:
-            self._call("cuFuncSetAttribute", function, _FUNC_MAX_DYNAMIC_SHARED, lds)
+        self._allow_lds(function, lds)
         segment = ctypes.create_string_buffer(kernarg, len(kernarg))
         size = c_size_t(len(kernarg))
         extra = (c_void_p * 5)(
             _EXTRA_POINTER, ctypes.addressof(segment), _EXTRA_SIZE, ctypes.addressof(size), _EXTRA_END
         )
         self._call("cuLaunchKernel", function, grid, 1, 1, block, 1, 1, lds, self._stream, None, extra)
+
+    def resident_blocks(self, function: c_void_p, block: int, lds: int = 0) -> int:
+        """Blocks of ``block`` threads that the GPU holds at once."""
+        self._allow_lds(function, lds)
+        count = c_int()
+        self._call("cuOccupancyMaxActiveBlocksPerMultiprocessor", byref(count), function, block, lds)
+        return count.value * self._attribute(_ATTRIBUTE_MULTIPROCESSORS)
+
+    def launch_cooperative(
+        self, function: c_void_p, grid: int, block: int, kernarg: bytes, lds: int = 0
+    ) -> None:
+        """``launch`` of blocks that wait for each other; every argument of the kernel is a pointer.
+
+        Raises: DeviceError when the GPU does not hold them all at once.
+        """
+        self._allow_lds(function, lds)
+        segment = ctypes.create_string_buffer(kernarg, len(kernarg))
+        # One address per argument: this call does not take a packed segment.
+        first = ctypes.addressof(segment)
+        arguments = (c_void_p * (len(kernarg) // 8))(*range(first, first + len(kernarg), 8))
+        self._call(
+            "cuLaunchCooperativeKernel", function, grid, 1, 1, block, 1, 1, lds, self._stream, arguments
+        )
+
+    def _allow_lds(self, function: c_void_p, lds: int) -> None:
+        """More shared memory than a kernel may declare has to be asked for first."""
+        if lds > _STATIC_SHARED_BYTES:
+            self._call("cuFuncSetAttribute", function, _FUNC_MAX_DYNAMIC_SHARED, lds)
 
     def synchronize(self) -> None:
         self._call("cuStreamSynchronize", self._stream)

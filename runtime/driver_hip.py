@@ -194,6 +194,29 @@ class HipDriver(StagedTransfers):
         if self._segments is not None:
             self._segments.append((segment, size, extra))
 
+    def resident_blocks(self, function: Any, block: int, lds: int = 0) -> int:
+        """Blocks of ``block`` threads that the GPU holds at once."""
+        count = self._call("hipModuleOccupancyMaxActiveBlocksPerMultiprocessor", function, block, lds)
+        return int(count) * int(self._attribute("hipDeviceAttributeMultiprocessorCount"))
+
+    def launch_cooperative(
+        self, function: Any, grid: int, block: int, kernarg: bytes, lds: int = 0
+    ) -> None:
+        """``launch`` of blocks that wait for each other; every argument of the kernel is a pointer.
+
+        Raises: DeviceError when the GPU does not hold them all at once.
+        """
+        segment = ctypes.create_string_buffer(kernarg, len(kernarg))
+        # One address per argument: this call does not take a packed segment.
+        first = ctypes.addressof(segment)
+        arguments = (c_void_p * (len(kernarg) // 8))(*range(first, first + len(kernarg), 8))
+        pointer = ctypes.addressof(arguments)
+        self._call(
+            "hipModuleLaunchCooperativeKernel", function, grid, 1, 1, block, 1, 1, lds, self._stream, pointer
+        )
+        if self._segments is not None:
+            self._segments.append((segment, arguments))
+
     def synchronize(self) -> None:
         self._call("hipStreamSynchronize", self._stream)
 

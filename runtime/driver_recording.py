@@ -40,7 +40,7 @@ class RecordingDriver:
     name = "recording"
     queue_depth = 4
 
-    def __init__(self, options: DriverOptions, *, memory: int = 64 << 30) -> None:
+    def __init__(self, options: DriverOptions, *, memory: int = 64 << 30, resident: int = 1024) -> None:
         self.calls: list[Call] = []
         self._options = options
         self._total = memory
@@ -49,6 +49,7 @@ class RecordingDriver:
         self._capture: list[Call] | None = None
         self._graphs = 0
         self._clock = 0
+        self._resident = resident
 
     def _record(self, name: str, *arguments: Any) -> None:
         self.calls.append(Call(name, arguments))
@@ -121,6 +122,13 @@ class RecordingDriver:
 
     def launch(self, function: str, grid: int, block: int, kernarg: bytes, lds: int = 0) -> None:
         call = Call("launch", (function, grid, block, bytes(kernarg), lds))
+        (self.calls if self._capture is None else self._capture).append(call)
+
+    def resident_blocks(self, function: str, block: int, lds: int = 0) -> int:
+        return self._resident
+
+    def launch_cooperative(self, function: str, grid: int, block: int, kernarg: bytes, lds: int = 0) -> None:
+        call = Call("launch_cooperative", (function, grid, block, bytes(kernarg), lds))
         (self.calls if self._capture is None else self._capture).append(call)
 
     def synchronize(self) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -159,7 +159,8 @@ class Engine:
                 self._modules.append(modules[kernel.file])
             self._functions.append(self._driver.get_function(modules[kernel.file], kernel.symbol))
         for name in self._manifest.sequences:
-            self._packed[name] = pack_sequence(self._manifest, name, self._addresses)
+            packed = pack_sequence(self._manifest, name, self._addresses)
+            self._packed[name] = tuple(self._resident(launch) for launch in packed)
 
     def reset(self) -> None:
         """Forget all tokens: buffers that start as zero are zero again."""
@@ -313,11 +314,32 @@ class Engine:
             graph = self._graphs[sequence] = self._capture(sequence)
         self._driver.graph_launch(graph)
 
+    def _resident(self, launch: PackedLaunch) -> PackedLaunch:
+        """A cooperative launch with as many blocks as the device holds at once, up to those it was planned for.
+
+        Raises: DeviceError where that is less than half of them (rows of a block then have no room in LDS).
+        """
+        if not launch.cooperative:
+            return launch
+        count = getattr(self._driver, "resident_blocks", None)
+        most = 0 if count is None else count(self._functions[launch.kernel], launch.block, launch.lds)
+        if 2 * most < launch.grid:
+            raise DeviceError(
+                f"the device holds {most} blocks of the kernel that makes a token at once, it was compiled for "
+                f"{launch.grid}",
+                "compile the model with --schedule graph",
+            )
+        return replace(launch, grid=min(launch.grid, most))
+
+    def _launch(self, launch: PackedLaunch) -> None:
+        go = self._driver.launch_cooperative if launch.cooperative else self._driver.launch
+        go(self._functions[launch.kernel], launch.grid, launch.block, launch.kernarg, launch.lds)
+
     def _capture(self, sequence: str) -> Any:
         self._driver.graph_begin()
         try:
             for launch in self._packed[sequence]:
-                self._driver.launch(self._functions[launch.kernel], launch.grid, launch.block, launch.kernarg)
+                self._launch(launch)
         except BaseException:
             # Ctrl-C included: a device that is still capturing would refuse everything that follows.
             self._driver.graph_destroy(self._driver.graph_end())

@@ -24,6 +24,8 @@ class PackedLaunch:
     grid: int
     block: int
     kernarg: bytes
+    lds: int = 0
+    cooperative: bool = False
 
 
 def pack_arguments(kernel: Kernel, launch: Launch, addresses: Mapping[str, int]) -> bytes:
@@ -50,5 +52,9 @@ def pack_sequence(manifest: Manifest, name: str, addresses: Mapping[str, int]) -
     for launch in manifest.sequences[name]:
         kernel = manifest.kernels[launch.kernel]
         kernarg = pack_arguments(kernel, launch, addresses)
-        packed.append(PackedLaunch(launch.kernel, launch.grid, kernel.block, kernarg))
+        packed.append(
+            PackedLaunch(
+                launch.kernel, launch.grid, kernel.block, kernarg, kernel.launch_lds, kernel.cooperative
+            )
+        )
     return tuple(packed)

@@ -49,6 +49,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuFuncSetAttribute": (_Handle, c_int, c_int),
     "cuLaunchKernel": (_Handle, *(c_uint,) * 7, _Handle, POINTER(c_void_p), POINTER(c_void_p)),
     "cuLaunchCooperativeKernel": (_Handle, *(c_uint,) * 7, _Handle, POINTER(c_void_p)),
+    "cuOccupancyMaxActiveBlocksPerMultiprocessor": (POINTER(c_int), _Handle, c_int, c_size_t),
     "cuStreamCreate": (_HandleOut, c_uint),
     "cuStreamDestroy_v2": (_Handle,),
     "cuStreamSynchronize": (_Handle,),

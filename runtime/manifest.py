@@ -58,7 +58,9 @@ _TOP = {
 }  # fmt: skip
 _TOP_OPTIONAL = {"compiler", "rollback", "traffic", "tensors"}
 _KERNEL = {"symbol", "file", "block", "args", "kernarg_bytes", "sha256"}
-_KERNEL_OPTIONAL = {"lds_bytes", "vgprs", "sgprs", "scratch_bytes", "spills", "params"}
+_KERNEL_OPTIONAL = {
+    "cooperative", "launch_lds", "lds_bytes", "vgprs", "sgprs", "scratch_bytes", "spills", "params",
+}  # fmt: skip
 _MAX_BYTES = 1 << 48
 
 
@@ -94,7 +96,11 @@ class KernelArgument:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One entry point of one code object; ``block`` in threads."""
+    """One entry point of one code object; ``block`` in threads.
+
+    ``cooperative``: its blocks wait for each other, so all must be resident; ``launch_lds``: bytes of LDS that a
+    launch gives it.
+    """
 
     symbol: str
     file: str
@@ -102,6 +108,8 @@ class Kernel:
     args: tuple[KernelArgument, ...]
     kernarg_bytes: int
     sha256: str
+    cooperative: bool = False
+    launch_lds: int = 0
 
 
 @dataclass(frozen=True)
@@ -276,6 +284,12 @@ def _integer(value: Any, where: str, low: int, high: int) -> int:
     return value
 
 
+def _flag(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise _fail(where, value, "true or false")
+    return value
+
+
 def _digest(value: Any, where: str) -> str:
     if not isinstance(value, str) or len(value) != 64 or not set(value) <= set("0123456789abcdef"):
         raise _fail(where, value, "a SHA-256 in 64 lower-case hexadecimal digits")
@@ -370,6 +384,8 @@ def _kernel(value: Any, where: str) -> Kernel:
         args=tuple(args),
         kernarg_bytes=size,
         sha256=_digest(entry["sha256"], f"{where}.sha256"),
+        cooperative=_flag(entry.get("cooperative", False), f"{where}.cooperative"),
+        launch_lds=_integer(entry.get("launch_lds", 0), f"{where}.launch_lds", 0, 1 << 20),
     )
 
 

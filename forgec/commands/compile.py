@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from forgec.compiler import Compiled, compile_model
 from forgec.config import load_config
 from forgec.errors import UsageError
+from forgec.plan.lower import SCHEDULES
 from forgec.plan.program import CompileOptions, Program
 from forgec.plan.stages.cache import KV_TYPES
 from forgec.quantise import QUANTISABLE, WeightOptions, parse_adapter
@@ -34,8 +35,8 @@ __all__ = ["command", "default_output"]
 @click.option("--lora", multiple=True, metavar="FILE[:SCALE]", help="Merge a LoRA adapter; may be repeated.")
 @click.option("--chat-template", type=click.Path(path_type=Path), metavar="FILE",
               help="A Jinja file to use instead of the model's own chat template.")  # fmt: skip
-@click.option("--schedule", type=click.Choice(["auto", "graph"]), default="auto", show_default=True,
-              help="How launches are scheduled; auto is graph replay on every target.")  # fmt: skip
+@click.option("--schedule", type=click.Choice(SCHEDULES), default="auto", show_default=True,
+              help="graph: one launch per stage, replayed; persistent: one kernel per token; auto: the target's faster one.")  # fmt: skip
 @click.option("--toolchain", type=click.Choice(["auto", "hipcc", "zig"]), default="auto", show_default=True,
               help="auto: hipcc of ROCm 6 or later, else ziglang.")  # fmt: skip
 @click.option("--no-fuse", is_flag=True, help="One kernel per operation: slow, to find a wrong fusion.")
@@ -70,7 +71,7 @@ def command(
     """
     destination = output or default_output(model, arch)
     weights = WeightOptions(quantize, requantize, tuple(parse_adapter(text) for text in lora))
-    options = CompileOptions(math=math, context=ctx, kv_dtype=kv, fuse=not no_fuse)
+    options = CompileOptions(math=math, context=ctx, kv_dtype=kv, fuse=not no_fuse, schedule=schedule)
     console = Console(stderr=True)
     cache, warning = open_cache(load_config())
     if warning is not None:

@@ -116,7 +116,8 @@ def _kernel(
         **params,
         "symbol": kernel.symbol,
         "file": path,
-        "block": kernel.block,
+        "block": kernel.threads,
+        **({"cooperative": True, "launch_lds": kernel.launch_lds} if kernel.cooperative else {}),
         "args": [
             {
                 "name": arg.name,

@@ -110,6 +110,8 @@ def _packed(band: _Band, gguf: GGUFFile, program: Program) -> Bytes:
 
 
 def _plain(tensor: PackedTensor, gguf: GGUFFile, program: Program) -> Bytes:
+    if tensor.literal:
+        return np.frombuffer(tensor.literal, np.uint8)
     if tensor.rope is not None:
         factors = tensor.rope.factors_tensor(program.context)
         values = tensor.rope.table(program.context, None if factors is None else gguf.array(factors))

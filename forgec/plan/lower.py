@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from forgec.errors import TargetError, VerifyError
+from forgec.errors import TargetError, UnsupportedModelError, VerifyError
 from forgec.ir import ops
 from forgec.ir.graph import Graph
 from forgec.plan.kvcache import kv_cache_bytes, place_caches, rollback
 from forgec.plan.limits import check_limits
 from forgec.plan.lowering import Lowered, Lowering, Temp, sync_bytes
 from forgec.plan.memory import Request, align, plan_arena
+from forgec.plan.persistent import NotPersistentError, Persistent, persist
 from forgec.plan.program import (
     STATE_BYTES,
     Argument,
@@ -27,11 +28,12 @@ from forgec.plan.program import (
 )
 from forgec.plan.stage_rules import lower_node
 from forgec.plan.stages import StageParams
-from forgec.plan.weights import place_weights
+from forgec.plan.weights import TENSOR_ALIGNMENT, place_weights
 from forgec.targets import Target
 
-__all__ = ["default_context", "lower"]
+__all__ = ["SCHEDULES", "default_context", "lower"]
 
+SCHEDULES = ("auto", "graph", "persistent")
 #: Context in tokens that is compiled when the user names none and the model allows more.
 DEFAULT_CONTEXT = 8192
 
@@ -67,11 +69,18 @@ def lower(graph: Graph, target: Target, options: CompileOptions) -> Program:
     context = default_context(graph, options)
     options = replace(options, context=context, chunk=min(options.chunk, context))
     tensors, weight_bytes = place_weights(graph, context)
+    if options.schedule not in SCHEDULES:
+        raise VerifyError(f"unknown schedule '{options.schedule}'; known: {', '.join(SCHEDULES)}")
     caches = place_caches(graph, context, options.chunk, options.kv_dtype)
     prompt = _timeline(Lowering(graph, target, options, tensors, caches, decode=False))
     token = _timeline(Lowering(graph, target, options, tensors, caches, decode=True))
     prompt_at, prompt_bytes = _plan(prompt)
     token_at, token_bytes = _plan(token)
+    steps = tuple(_launch(step, token_at) for _, step in token.steps)
+    persistent = _persistent(options.schedule, steps, tensors, target, weight_bytes)
+    if persistent is not None:
+        tensors = {**tensors, persistent.table.name: persistent.table}
+        weight_bytes = align(persistent.table.offset + persistent.table.bytes, TENSOR_ALIGNMENT)
     buffers = (
         Buffer("weights", weight_bytes, "file"),
         Buffer("kv", kv_cache_bytes(caches), "none"),
@@ -81,13 +90,14 @@ def lower(graph: Graph, target: Target, options: CompileOptions) -> Program:
         Buffer("state", STATE_BYTES, "zero"),
         Buffer("tokens", align(4 * options.chunk), "zero"),
         Buffer("ring", align(4 * options.ring), "zero"),
+        *((Buffer("exchange", persistent.exchange_bytes, "zero"), Buffer("epoch", 256, "zero")) if persistent else ()),
     )
     _check_memory(graph, target, buffers, context)
     sequences = {
         name: tuple(_launch(step, prompt_at) for part, step in prompt.steps if part == name)
         for name in ("prefill", "head", "sample")
     }
-    sequences["decode"] = tuple(_launch(step, token_at) for _, step in token.steps)
+    sequences["decode"] = steps if persistent is None else (persistent.launch,)
     return Program(
         spec=graph.spec,
         target=target,
@@ -105,7 +115,25 @@ def lower(graph: Graph, target: Target, options: CompileOptions) -> Program:
             "hidden": Ref("arena", prompt_at[_hidden(graph)]),
             "logits": Ref("logits", 0),
         },
+        steps=steps,
     )
+
+
+def _persistent(
+    schedule: str, steps: tuple[Launch, ...], tensors: Mapping[str, PackedTensor], target: Target, weight_bytes: int
+) -> Persistent | None:
+    """The decode sequence as one kernel, where that was asked for or is the target's faster schedule."""
+    if schedule == "graph" or (schedule == "auto" and target.schedule == "graph"):
+        return None
+    try:
+        return persist(steps, tensors, target, weight_bytes)
+    except NotPersistentError as error:
+        if schedule == "auto":
+            return None
+        raise UnsupportedModelError(
+            f"the persistent schedule cannot run this model on '{target.name}': {error}",
+            "Compile with --schedule graph.",
+        ) from error
 
 
 def _timeline(lowering: Lowering) -> Timeline:

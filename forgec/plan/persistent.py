@@ -32,7 +32,7 @@ from forgec.targets import Target
 __all__ = ["NotPersistentError", "Persistent", "persist"]
 
 #: Threads of a block, without the wave that copies.
-BLOCK = 512
+BLOCK = 384
 #: Bytes of a tile of weights, from the largest that is tried to the smallest. On an H100 a ring of two tiles of
 #: 36 KiB streams 3.15 TB/s, 2 KiB at a time 2.7 TB/s; smaller tiles leave more of them to run ahead.
 TILE_BYTES = (24 << 10, 36 << 10, 48 << 10)
@@ -48,6 +48,8 @@ PASS_COST = 5
 LOGIT_ROWS = 512
 #: Bytes of a row of the table.
 STEP_BYTES = 64
+#: Copies of the exchange where many blocks read it at once: an H100 is slower when all wait at the same lines.
+REPLICAS = 4
 #: Most blocks whose candidates the first one gathers.
 MOST_BLOCKS = 1024
 
@@ -317,7 +319,7 @@ def persist(
     if any(t.layout not in ("rows", "plain") for t in tensors.values()):
         raise NotPersistentError("weights of another layout have no step")
     reasons: list[str] = []
-    for tile_bytes in TILE_BYTES if target.async_copy else (0,):
+    for tile_bytes in TILE_BYTES if target.dynamic_lds else (0,):
         try:
             return _persist(launches, target, weight_bytes, tile_bytes)
         except NotPersistentError as error:
@@ -343,7 +345,7 @@ def _persist(launches: Sequence[Launch], target: Target, weight_bytes: int, tile
     residual = 2 * (2 * -(-(embedding.cols // 2) // target.compute_units))
     steps = len(builder.steps)
     used = work + STEP_BYTES * steps + 4 * (sums + residual + rope[1]) + LDS_MARGIN
-    room = (target.dynamic_lds if tile_bytes else target.lds_bytes) - used
+    room = (target.dynamic_lds or 0 if tile_bytes else target.lds_bytes) - used
     tiles = min(16, room // tile_bytes) if tile_bytes else 0
     if room < 0 or (tile_bytes and tiles < LEAST_TILES):
         raise NotPersistentError(f"LDS has no room for {used} bytes and the weights on their way")
@@ -355,7 +357,7 @@ def _persist(launches: Sequence[Launch], target: Target, weight_bytes: int, tile
         stream="copies" if tile_bytes else "loads",
         tiles=tiles,
         tile_bytes=tile_bytes,
-        formats=tuple(sorted(formats, key=list(FORMATS).index)),
+        weight_formats=tuple(sorted(formats, key=list(FORMATS).index)),
         steps=steps,
         work_bytes=work,
         sums=sums,
@@ -363,7 +365,7 @@ def _persist(launches: Sequence[Launch], target: Target, weight_bytes: int, tile
         angles=rope[1],
         rope_table=_units(rope[0]),
         exchange_words=align(builder.words, 512),
-        replicas=target.exchange_replicas,
+        replicas=REPLICAS if tile_bytes else 1,
         dynamic_lds=align(used + tiles * tile_bytes, 128) if tile_bytes else 0,
         embedding=embedding,
         attention=attention,
@@ -386,7 +388,7 @@ def _persist(launches: Sequence[Launch], target: Target, weight_bytes: int, tile
         Ref("weights", 0),
         Ref("kv", 0),
         Ref("exchange", 0),
-        Ref("sync", 0),
+        Ref("epoch", 0),
         Ref("weights", table.offset),
         Ref("logits", 0),
         Ref("ring", 0),

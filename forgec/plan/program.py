@@ -7,7 +7,7 @@ stores the rest as the manifest; nothing is decided after this point.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from forgec.frontend.rope import RopeSpec
@@ -42,6 +42,7 @@ class CompileOptions:
     context: int | None = None
     kv_dtype: str = "f16"
     chunk: int = 128
+    schedule: str = "auto"  # "auto" | "graph" | "persistent"
     ring: int = 1024
     fuse: bool = True
 
@@ -82,7 +83,8 @@ class PackedTensor:
     the layout "rows" has one.
 
     ``source`` is the GGUF tensor's name, of which this is ``rows`` rows from ``first_row`` on (of a vector,
-    ``cols`` elements), or "" for the table of angles of ``rope``.
+    ``cols`` elements), or "" for the table of angles of ``rope`` and for
+    ``literal`` bytes.
     ``layout`` is "rows", "rows8" or "plain" (float32 vectors and tables).
     """
 
@@ -96,6 +98,7 @@ class PackedTensor:
     bytes: int
     first_row: int = 0
     rope: RopeSpec | None = None
+    literal: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ class Program:
     kernels: tuple[StageParams, ...]
     sequences: Mapping[str, tuple[Launch, ...]]
     symbols: Mapping[str, Ref]
+    steps: tuple[Launch, ...]  # the decode sequence launch by launch, whatever the schedule
 
     def buffer(self, name: str) -> Buffer:
         return next(b for b in self.buffers if b.name == name)

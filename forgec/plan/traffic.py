@@ -31,6 +31,7 @@ from forgec.plan.stages import (
     WeightedVParams,
 )
 from forgec.plan.stages.cache import rows_bytes
+from forgec.plan.stages.token import TokenParams
 
 __all__ = ["Traffic", "cache_bytes_per_position", "launch_traffic", "weight_bytes_per_token"]
 
@@ -53,6 +54,9 @@ class Traffic:
 def launch_traffic(launch: Launch, program: Program, rows: int, position: int) -> Traffic:
     """Bytes that a launch moves for ``rows`` rows when ``position`` tokens are in the KV cache."""
     kernel = launch.kernel
+    if isinstance(kernel, TokenParams):
+        parts = [launch_traffic(step, program, rows, position) for step in program.steps]
+        return Traffic(*(sum(getattr(p, f) for p in parts) for f in ("weights", "cache", "activations")))
     cache = 0
     match kernel:
         case MatvecParams():
@@ -109,7 +113,7 @@ def cache_bytes_per_position(program: Program) -> int:
 
 def weight_bytes_per_token(program: Program) -> int:
     """Bytes of weights that one decode step reads."""
-    return sum(launch_traffic(launch, program, 1, 0).weights for launch in program.sequences["decode"])
+    return sum(launch_traffic(launch, program, 1, 0).weights for launch in program.steps)
 
 
 def _weight_bytes(launch: Launch, program: Program, rows: int) -> int:

@@ -57,7 +57,7 @@ PTX_COMPILE = (
     "--cuda-device-only",
     "-nocudainc",
     "-nocudalib",
-    "--cuda-feature=+ptx78",
+    "--cuda-feature=+ptx80",
     "-Wno-unknown-cuda-version",
 )
 

@@ -93,6 +93,21 @@ class StageParams:
         raise NotImplementedError
 
     @property
+    def threads(self) -> int:
+        """Threads that a launch starts: those of a block, and helpers of its own where a stage has any."""
+        return self.block
+
+    @property
+    def cooperative(self) -> bool:
+        """Whether the blocks of a launch wait for each other."""
+        return False
+
+    @property
+    def launch_lds(self) -> int:
+        """Bytes of LDS that a launch gives on top of what the kernel declares."""
+        return 0
+
+    @property
     def title(self) -> str:
         """Readable part of the kernel symbol."""
         return self.stage

@@ -140,7 +140,7 @@ class TokenParams(StageParams):
     stream: str
     tiles: int
     tile_bytes: int
-    formats: tuple[str, ...]
+    weight_formats: tuple[str, ...]
     steps: int
     work_bytes: int
     sums: int
@@ -166,6 +166,10 @@ class TokenParams(StageParams):
     @property
     def cooperative(self) -> bool:
         return True
+
+    @property
+    def launch_lds(self) -> int:
+        return self.dynamic_lds
 
     @property
     def entry(self) -> str:
