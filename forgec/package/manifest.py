@@ -5,6 +5,7 @@ Plain data goes in and out; the runtime validates every field again when it load
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -144,6 +145,7 @@ def _tensor(tensor: PackedTensor) -> dict[str, Any]:
         "cols": tensor.cols,
         "offset": tensor.offset,
         "bytes": tensor.bytes,
+        **({"literal": base64.b64encode(tensor.literal).decode()} if tensor.literal else {}),
     }
 
 

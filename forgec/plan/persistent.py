@@ -44,6 +44,8 @@ LDS_MARGIN = 2 << 10
 SAMPLER_BYTES = 18 << 10
 #: Work of a pass over a tile, beside the slices of a lane and in units of a slice: waiting and reducing.
 PASS_COST = 5
+#: Query heads that a block takes at a time: with four, registers spill to memory.
+TILE_HEADS = 3
 #: Rows of logits between two epilogues.
 LOGIT_ROWS = 512
 #: Bytes of a row of the table.
@@ -206,7 +208,7 @@ class _Builder:
         for group_formats, rows, first, start in members:
             if rows % 2 and epilogue != "logits":
                 raise NotPersistentError(f"a matrix of {rows} rows does not go in pairs")
-            group = self._group(params.cols, group_formats, rows, first, start, epilogue == "logits", sums_at)
+            group = self._group(params.cols, group_formats, rows, first, start, sums_at, logits=epilogue == "logits", floats=params.act != "q8")
             sums_at += group.sums
             groups.append(group)
         kind = TokenLinear(
@@ -228,9 +230,12 @@ class _Builder:
         return kind
 
     def _group(
-        self, cols: int, formats: tuple[str, ...], rows: int, first: int, start: int, logits: bool, sums_at: int
+        self, cols: int, formats: tuple[str, ...], rows: int, first: int, start: int, sums_at: int, *, logits: bool, floats: bool
     ) -> TokenGroup:
-        """The geometry that takes the fewest passes over a block's share, each weighed with its slices."""
+        """The geometry that takes the fewest passes over a block's share, each weighed with its slices.
+
+        With activations in floats a slice alone fills the registers, so a wave takes one row at a time.
+        """
         waves = BLOCK // self.target.wave
         pitch = sum(row_pitch(format, cols) for format in formats)
         most = 2 * -(-(rows // 2) // self.target.compute_units) + rows % 2
@@ -238,7 +243,7 @@ class _Builder:
         best: tuple[float, int, int, int] | None = None
         share = 1
         while share <= waves // len(formats):
-            for take in (1, 2) if rows % 2 == 0 else (1,):
+            for take in (1, 2) if rows % 2 == 0 and not floats else (1,):
                 tile_rows = waves // share // len(formats) * take
                 if self.tile_bytes and tile_rows * pitch > self.tile_bytes:
                     continue
@@ -262,7 +267,7 @@ class _Builder:
         pieces = params.head_length // 8
         if params.head_length % 8 or pieces & (pieces - 1) or pieces > self.target.wave or params.group < 1:
             raise NotPersistentError(f"heads of {params.head_length} elements have no step")
-        tile = max(t for t in range(1, 5) if params.group % t == 0)
+        tile = max(t for t in range(1, TILE_HEADS + 1) if params.group % t == 0)
         items = params.kv_heads * (params.group // tile)
         most_parts = max(1, min(64, 2 * self.target.compute_units // items))
         attention = TokenAttention(

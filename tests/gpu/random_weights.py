@@ -10,6 +10,7 @@ so the package is complete afterwards. Needs NumPy and forgec's sources, neither
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
 import json
 import os
@@ -81,6 +82,9 @@ def _jobs(tensor: Mapping[str, Any], seed: int) -> Iterator[Job]:
 
 def _write_piece(descriptor: int, tensor: Mapping[str, Any], first: int, rows: int, seed: list[int]) -> None:
     """Make and store the rows from ``first`` on: groups of rows follow one another in every layout."""
+    if "literal" in tensor:
+        _store(descriptor, memoryview(base64.b64decode(tensor["literal"])), tensor["offset"])
+        return
     if tensor["layout"] == "plain":
         _store(descriptor, _plain(tensor["name"], tensor["bytes"]).data, tensor["offset"])
         return

@@ -173,7 +173,7 @@ class TokenParams(StageParams):
 
     @property
     def entry(self) -> str:
-        """Where LDS comes from: ``templates/program/entry_<entry>``."""
+        """Where LDS comes from: ``templates/lib/token/lds_<entry>``."""
         return "dynamic" if self.dynamic_lds else "static"
 
     @property
