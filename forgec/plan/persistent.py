@@ -35,7 +35,7 @@ __all__ = ["NotPersistentError", "Persistent", "persist"]
 BLOCK = 384
 #: Bytes of a tile of weights, from the largest that is tried to the smallest. On an H100 a ring of two tiles of
 #: 36 KiB streams 3.15 TB/s, 2 KiB at a time 2.7 TB/s; smaller tiles leave more of them to run ahead.
-TILE_BYTES = (24 << 10, 36 << 10, 48 << 10)
+TILE_BYTES = (36 << 10, 24 << 10, 48 << 10)
 #: Tiles of a ring, at least.
 LEAST_TILES = 3
 #: LDS of a block, in bytes, that the tables and small arrays of the kernel take besides what is counted here.
@@ -45,7 +45,7 @@ SAMPLER_BYTES = 18 << 10
 #: Work of a pass over a tile, beside the slices of a lane and in units of a slice: waiting and reducing.
 PASS_COST = 5
 #: Query heads that a block takes at a time: with four, registers spill to memory.
-TILE_HEADS = 3
+TILE_HEADS = 2
 #: Rows of logits between two epilogues.
 LOGIT_ROWS = 512
 #: Bytes of a row of the table.
@@ -241,9 +241,8 @@ class _Builder:
         most = 2 * -(-(rows // 2) // self.target.compute_units) + rows % 2
         slices = max(cols // slice_elements(format) for format in formats)
         best: tuple[float, int, int, int] | None = None
-        share = 1
-        while share <= waves // len(formats):
-            for take in (1, 2) if rows % 2 == 0 and not floats else (1,):
+        for share in (s for s in range(1, waves // len(formats) + 1) if waves % s == 0):
+            for take in (1,) if floats or rows % 2 else (1, 2, 4) if rows % 4 == 0 else (1, 2):
                 tile_rows = waves // share // len(formats) * take
                 if self.tile_bytes and tile_rows * pitch > self.tile_bytes:
                     continue
@@ -251,7 +250,6 @@ class _Builder:
                 cost = passes * (take * -(-slices // (share * self.target.wave)) + PASS_COST + take)
                 if best is None or cost < best[0]:
                     best = (cost, tile_rows, take, share)
-            share *= 2
         if best is None:
             raise NotPersistentError(f"a row of {pitch} bytes has no room in a tile")
         _, tile_rows, take, share = best
