@@ -25,6 +25,7 @@ from forgec.plan.stages.token import (
     TokenGroup,
     TokenLinear,
     TokenParams,
+    TokenRun,
     TokenSampler,
 )
 from forgec.targets import Target
@@ -199,16 +200,24 @@ class _Builder:
         formats = tuple(s.format for s in params.segments)
         groups: list[TokenGroup] = []
         sums_at = 0
-        members = [(formats, params.segments[0].rows, 0, 0)]
-        if epilogue not in ("gated",):
-            members = [
-                ((s.format,), s.rows, i, start)
-                for i, (s, start) in enumerate(zip(params.segments, params.row_starts, strict=True))
-            ]
-        for group_formats, rows, first, start in members:
-            if rows % 2 and epilogue != "logits":
-                raise NotPersistentError(f"a matrix of {rows} rows does not go in pairs")
-            group = self._group(params.cols, group_formats, rows, first, start, sums_at, logits=epilogue == "logits", floats=params.act != "q8")
+        members: dict[tuple[str, ...], list[TokenRun]] = {}
+        if epilogue == "gated":
+            members[formats] = [TokenRun(0, params.segments[0].rows, 0)]
+        else:
+            for i, (segment, start) in enumerate(zip(params.segments, params.row_starts, strict=True)):
+                members.setdefault((segment.format,), []).append(TokenRun(i, segment.rows, start))
+        for group_formats, runs in members.items():
+            for run in runs:
+                if run.rows % 2 and epilogue != "logits":
+                    raise NotPersistentError(f"a matrix of {run.rows} rows does not go in pairs")
+            group = self._group(
+                params.cols,
+                group_formats,
+                tuple(runs),
+                sums_at,
+                logits=epilogue == "logits",
+                floats=params.act != "q8",
+            )
             sums_at += group.sums
             groups.append(group)
         kind = TokenLinear(
@@ -230,7 +239,14 @@ class _Builder:
         return kind
 
     def _group(
-        self, cols: int, formats: tuple[str, ...], rows: int, first: int, start: int, sums_at: int, *, logits: bool, floats: bool
+        self,
+        cols: int,
+        formats: tuple[str, ...],
+        runs: tuple[TokenRun, ...],
+        sums_at: int,
+        *,
+        logits: bool,
+        floats: bool,
     ) -> TokenGroup:
         """The geometry that takes the fewest passes over a block's share, each weighed with its slices.
 
@@ -238,11 +254,13 @@ class _Builder:
         """
         waves = BLOCK // self.target.wave
         pitch = sum(row_pitch(format, cols) for format in formats)
-        most = 2 * -(-(rows // 2) // self.target.compute_units) + rows % 2
+        most = sum(2 * -(-(run.rows // 2) // self.target.compute_units) + run.rows % 2 for run in runs)
+        odd = any(run.rows % 2 for run in runs)
+        takes = (1,) if floats or odd else (1, 2, 4) if self.tile_bytes else (1, 2)
         slices = max(cols // slice_elements(format) for format in formats)
         best: tuple[float, int, int, int] | None = None
         for share in (s for s in range(1, waves // len(formats) + 1) if waves % s == 0):
-            for take in (1,) if floats or rows % 2 else (1, 2, 4) if rows % 4 == 0 else (1, 2):
+            for take in takes:
                 tile_rows = waves // share // len(formats) * take
                 if self.tile_bytes and tile_rows * pitch > self.tile_bytes:
                     continue
@@ -255,7 +273,7 @@ class _Builder:
         _, tile_rows, take, share = best
         # Twice the share of this target's chip: a smaller one of the same family takes more rows a block.
         room = align(2 * most, tile_rows) if not logits else align(min(LOGIT_ROWS, 2 * most), tile_rows)
-        return TokenGroup(formats, rows, first, start, tile_rows, take, share, room, sums_at)
+        return TokenGroup(formats, runs, tile_rows, take, share, room, sums_at)
 
     def _attention(self, params: AttentionDecodeParams, launch: Launch) -> None:
         args = dict(zip((a.name for a in params.args), launch.args, strict=True))

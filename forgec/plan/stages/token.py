@@ -18,6 +18,7 @@ __all__ = [
     "TokenGroup",
     "TokenLinear",
     "TokenParams",
+    "TokenRun",
     "TokenSampler",
 ]
 
@@ -26,31 +27,37 @@ EMBEDDING, ATTENTION, SAMPLER, FIRST_LINEAR = range(4)
 
 
 @dataclass(frozen=True)
-class TokenGroup:
-    """Rows of one matrix, or the same rows of two, that a block takes in tiles.
+class TokenRun:
+    """``rows`` of a matrix, the ``matrix``-th of its step; ``start`` is their first row in the output."""
 
-    ``share`` waves share ``take`` rows of a matrix at a time; ``first`` and ``last`` are the numbers of the
-    matrices among the step's, ``start`` the first row in the output. Sums lie from ``sums_at`` on, for at most
-    ``room`` rows between two epilogues.
+    matrix: int
+    rows: int
+    start: int
+
+
+@dataclass(frozen=True)
+class TokenGroup:
+    """Rows of some matrices of one format, or the same rows of two, that a block takes in tiles.
+
+    ``share`` waves share ``take`` rows of a matrix at a time. ``runs``: matrices of one format are one after the
+    other in the tiles. Sums lie from ``sums_at`` on, for at most ``room`` rows between two epilogues.
     """
 
     formats: tuple[str, ...]
-    rows: int
-    first: int
-    start: int
+    runs: tuple[TokenRun, ...]
     tile_rows: int
     take: int
     share: int
     room: int
     sums_at: int
 
-    @property
-    def last(self) -> int:
-        return self.first + len(self.formats) - 1
+    def before(self, run: int) -> tuple[str, ...]:
+        """C terms that add up to the block's rows of the runs before one."""
+        return tuple(f" + s.run[{i}].count" for i in range(run))
 
     @property
     def label(self) -> str:
-        return f"[{self.rows}] " + " and ".join(self.formats)
+        return "[" + ", ".join(str(run.rows) for run in self.runs) + "] " + " and ".join(self.formats)
 
     @property
     def guards(self) -> tuple[str, ...]:
