@@ -280,29 +280,31 @@ class _Builder:
         plain = _plain_attention(params)
         if plain or self.rope is None:
             raise NotPersistentError(plain or "attention without rotary embedding has no step")
-        pieces = params.head_length // 8
-        if params.head_length % 8 or pieces & (pieces - 1) or pieces > self.target.wave or params.group < 1:
-            raise NotPersistentError(f"heads of {params.head_length} elements have no step")
+        cache = params.cache
+        length = cache.key_length
+        pieces = length // 8
+        if length % 8 or pieces & (pieces - 1) or pieces > self.target.wave or params.group < 1:
+            raise NotPersistentError(f"heads of {length} elements have no step")
         tile = max(t for t in range(1, TILE_HEADS + 1) if params.group % t == 0)
-        items = params.kv_heads * (params.group // tile)
+        items = cache.kv_heads * (params.group // tile)
         most_parts = max(1, min(64, 2 * self.target.compute_units // items))
         attention = TokenAttention(
             params.heads,
-            params.kv_heads,
-            params.head_length,
+            cache.kv_heads,
+            length,
             self.rope[1],
             self.rope[2],
-            params.context,
-            params.kv_dtype,
+            cache.positions,
+            cache.dtype,
             params.scale,
             tile,
-            max(64, (32 << 10) // params.head_length),
+            max(64, (32 << 10) // length),
             most_parts,
         )
         if self.attention not in (None, attention):
             raise NotPersistentError("layers with different attention have no step")
         self.attention = attention
-        half = params.head_length // 2
+        half = length // 2
         source, inbox = self._made(args["q"])
         caches = (_units(args["k_cache"]), _units(args["v_cache"]))
         partial = self._region("partial", params.heads * most_parts * (half + 1))
@@ -312,10 +314,13 @@ class _Builder:
 
 def _plain_attention(params: AttentionDecodeParams) -> str:
     """What of an attention has no step, "" where it has."""
-    if params.kv_dtype not in ("f16", "f32"):
-        return f"a cache of {params.kv_dtype} has no step"
-    for name in ("window", "softcap", "alibi", "sinks"):
-        if getattr(params, name, 0):
+    cache = params.cache
+    if cache.dtype not in ("f16", "f32"):
+        return f"a cache of {cache.dtype} has no step"
+    if cache.ring or cache.v_from_k or cache.key_length != cache.value_length:
+        return "a cache that is a ring, or of unequal keys and values, has no step"
+    for name in ("window", "softcap", "alibi", "sinks", "fresh"):
+        if getattr(params, name):
             return f"attention with {name} has no step"
     return ""
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from forgec.plan.stages.base import KV_CTYPES, Arg, StageParams
+from forgec.plan.stages.base import Arg, StageParams
+from forgec.plan.stages.cache import KV_CTYPES
 
 __all__ = [
     "EMBEDDING",
