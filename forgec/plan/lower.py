@@ -77,7 +77,7 @@ def lower(graph: Graph, target: Target, options: CompileOptions) -> Program:
     prompt_at, prompt_bytes = _plan(prompt)
     token_at, token_bytes = _plan(token)
     steps = tuple(_launch(step, token_at) for _, step in token.steps)
-    persistent = _persistent(options.schedule, steps, tensors, target, weight_bytes)
+    persistent = _persistent(options, steps, tensors, target, weight_bytes)
     if persistent is not None:
         tensors = {**tensors, persistent.table.name: persistent.table}
         weight_bytes = align(persistent.table.offset + persistent.table.bytes, TENSOR_ALIGNMENT)
@@ -120,13 +120,18 @@ def lower(graph: Graph, target: Target, options: CompileOptions) -> Program:
 
 
 def _persistent(
-    schedule: str, steps: tuple[Launch, ...], tensors: Mapping[str, PackedTensor], target: Target, weight_bytes: int
+    options: CompileOptions,
+    steps: tuple[Launch, ...],
+    tensors: Mapping[str, PackedTensor],
+    target: Target,
+    weight_bytes: int,
 ) -> Persistent | None:
     """The decode sequence as one kernel, where that was asked for or is the target's faster schedule."""
+    schedule = options.schedule
     if schedule == "graph" or (schedule == "auto" and target.schedule == "graph"):
         return None
     try:
-        return persist(steps, tensors, target, weight_bytes)
+        return persist(steps, tensors, target, options.math, weight_bytes)
     except NotPersistentError as error:
         if schedule == "auto":
             return None
