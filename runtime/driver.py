@@ -107,12 +107,10 @@ class Driver(Protocol):
         ...
 
     def resident_blocks(self, function: Any, block: int, lds: int = 0) -> int:
-        """Blocks of ``block`` threads that the device holds at once: the most that may wait for each other."""
+        """Blocks of ``block`` threads held at once: the most that may wait for each other."""
         ...
 
-    def launch_cooperative(
-        self, function: Any, grid: int, block: int, kernarg: bytes, lds: int = 0
-    ) -> None:
+    def launch_cooperative(self, function: Any, grid: int, block: int, kernarg: bytes, lds: int = 0) -> None:
         """``launch`` of blocks that wait for each other; DeviceError when they are not all resident."""
         ...
 

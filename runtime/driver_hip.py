@@ -199,9 +199,7 @@ class HipDriver(StagedTransfers):
         count = self._call("hipModuleOccupancyMaxActiveBlocksPerMultiprocessor", function, block, lds)
         return int(count) * int(self._attribute("hipDeviceAttributeMultiprocessorCount"))
 
-    def launch_cooperative(
-        self, function: Any, grid: int, block: int, kernarg: bytes, lds: int = 0
-    ) -> None:
+    def launch_cooperative(self, function: Any, grid: int, block: int, kernarg: bytes, lds: int = 0) -> None:
         """``launch`` of blocks that wait for each other; every argument of the kernel is a pointer.
 
         Raises: DeviceError when the GPU does not hold them all at once.

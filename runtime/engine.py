@@ -315,7 +315,7 @@ class Engine:
         self._driver.graph_launch(graph)
 
     def _resident(self, launch: PackedLaunch) -> PackedLaunch:
-        """A cooperative launch with as many blocks as the device holds at once, up to those it was planned for.
+        """A cooperative launch with as many blocks as the device holds at once, at most those planned.
 
         Raises: DeviceError where that is less than half of them (rows of a block then have no room in LDS).
         """
@@ -325,8 +325,8 @@ class Engine:
         most = 0 if count is None else count(self._functions[launch.kernel], launch.block, launch.lds)
         if 2 * most < launch.grid:
             raise DeviceError(
-                f"the device holds {most} blocks of the kernel that makes a token at once, it was compiled for "
-                f"{launch.grid}",
+                f"the device holds {most} blocks of the kernel that makes a token at once, "
+                f"it was compiled for {launch.grid}",
                 "compile the model with --schedule graph",
             )
         return replace(launch, grid=min(launch.grid, most))

@@ -98,8 +98,8 @@ class KernelArgument:
 class Kernel:
     """One entry point of one code object; ``block`` in threads.
 
-    ``cooperative``: its blocks wait for each other, so all must be resident; ``launch_lds``: bytes of LDS that a
-    launch gives it.
+    ``cooperative``: its blocks wait for each other, so all must be resident; ``launch_lds``: bytes of
+    LDS that a launch gives it.
     """
 
     symbol: str

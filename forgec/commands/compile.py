@@ -36,7 +36,7 @@ __all__ = ["command", "default_output"]
 @click.option("--chat-template", type=click.Path(path_type=Path), metavar="FILE",
               help="A Jinja file to use instead of the model's own chat template.")  # fmt: skip
 @click.option("--schedule", type=click.Choice(SCHEDULES), default="auto", show_default=True,
-              help="graph: one launch per stage, replayed; persistent: one kernel per token; auto: the target's faster one.")  # fmt: skip
+              help="graph: one launch per stage, replayed; persistent: one kernel per token.")  # fmt: skip
 @click.option("--toolchain", type=click.Choice(["auto", "hipcc", "zig"]), default="auto", show_default=True,
               help="auto: hipcc of ROCm 6 or later, else ziglang.")  # fmt: skip
 @click.option("--no-fuse", is_flag=True, help="One kernel per operation: slow, to find a wrong fusion.")

@@ -23,6 +23,7 @@ from forgec.plan.program import (
     Buffer,
     CompileOptions,
     Launch,
+    PackedTensor,
     Program,
     Ref,
 )
@@ -90,7 +91,11 @@ def lower(graph: Graph, target: Target, options: CompileOptions) -> Program:
         Buffer("state", STATE_BYTES, "zero"),
         Buffer("tokens", align(4 * options.chunk), "zero"),
         Buffer("ring", align(4 * options.ring), "zero"),
-        *((Buffer("exchange", persistent.exchange_bytes, "zero"), Buffer("epoch", 256, "zero")) if persistent else ()),
+        *(
+            (Buffer("exchange", persistent.exchange_bytes, "zero"), Buffer("epoch", 256, "zero"))
+            if persistent
+            else ()
+        ),
     )
     _check_memory(graph, target, buffers, context)
     sequences = {

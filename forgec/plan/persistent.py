@@ -1,7 +1,7 @@
 """The persistent schedule: the decode sequence of the graph schedule as steps of one cooperative kernel.
 
-In come the launches of one token and the tensors they read; out go the kernel's parameters, its launch and its
-table of steps, which is stored with the weights. Chooses geometry, renders nothing.
+In come the launches of one token and the tensors they read; out go the kernel's parameters, its launch and
+its table of steps, which is stored with the weights. Chooses geometry, renders nothing.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ __all__ = ["NotPersistentError", "Persistent", "persist"]
 
 #: Threads of a block, without the wave that copies.
 BLOCK = 512
-#: Bytes of a tile of weights, from the largest that is tried to the smallest. On an H100 a ring of two tiles of
-#: 36 KiB streams 3.15 TB/s, 2 KiB at a time 2.7 TB/s; smaller tiles leave more of them to run ahead.
+#: Bytes of a tile of weights, in the order of trial. On an H100 a ring of two tiles of 36 KiB streams 3.15 TB/s,
+#: of 2 KiB 2.7 TB/s.
 TILE_BYTES = (36 << 10, 24 << 10, 48 << 10)
 #: Tiles of a ring, at least.
 LEAST_TILES = 3
@@ -53,7 +53,7 @@ LOGIT_ROWS = 512
 STEP_BYTES = 64
 #: LDS of 32 activations, by how they are kept.
 GROUP_BYTES = {"q8": 48, "q16": 80, "lds": 144}
-#: Copies of the exchange where many blocks read it at once: an H100 is slower when all wait at the same lines.
+#: Copies of the exchange where many blocks read it at once: an H100 is slower when all wait at one.
 REPLICAS = 4
 #: Most blocks whose candidates the first one gathers.
 MOST_BLOCKS = 1024
@@ -90,7 +90,7 @@ class _Step:
         def padded(values: tuple[int, ...], count: int) -> tuple[int, ...]:
             return (*values, *(0,) * (count - len(values)))
 
-        words = (self.kind, self.inbox, self.source, self.out, self.partial, self.norm)
+        words: tuple[int, ...] = (self.kind, self.inbox, self.source, self.out, self.partial, self.norm)
         words += padded(self.weights, 3) + padded(self.biases, 3) + padded(self.caches, 2) + (0, 0)
         return struct.pack("<16I", *words)
 
@@ -154,15 +154,17 @@ class _Builder:
             raise NotPersistentError("learned positions have no step")
         self.embedding = TokenEmbedding(params.format, params.cols, params.vocab, params.scale)
         out = launch.args[-1]
-        step = _Step(EMBEDDING, out=self._region(launch.note, params.cols // 2), weights=(_units(launch.args[2]),))
+        step = _Step(
+            EMBEDDING, out=self._region(launch.note, params.cols // 2), weights=(_units(launch.args[2]),)
+        )
         self._finish(step, out)
         assert isinstance(out, Ref)
         self.stream = out
 
     def _matvec(self, params: MatvecParams, launch: Launch) -> None:
         args = dict(zip((a.name for a in params.args), launch.args, strict=True))
-        if params.prologue not in ("none", "rmsnorm") or params.prologue == "rmsnorm" and params.norm_parameters != (
-            "norm_weight",
+        if params.prologue not in ("none", "rmsnorm") or (
+            params.prologue == "rmsnorm" and params.norm_parameters != ("norm_weight",)
         ):
             raise NotPersistentError(f"prologue '{params.prologue}' has no step")
         epilogue = {"rope_kv": "store"}.get(params.epilogue, params.epilogue)
@@ -179,10 +181,16 @@ class _Builder:
             self._region(launch.note, words),
             norm=_units(args["norm_weight"]) if kind.norm else 0,
             weights=tuple(_units(args[f"w{i}"]) for i in range(len(params.segments))),
-            biases=tuple(_units(args[f"bias{i}"]) for i in range(len(params.segments))) if params.bias else (),
+            biases=tuple(_units(args[f"bias{i}"]) for i in range(len(params.segments)))
+            if params.bias
+            else (),
         )
         if epilogue == "residual":
-            if args["residual"] != self.stream or self.embedding is None or params.rows != self.embedding.cols:
+            if (
+                args["residual"] != self.stream
+                or self.embedding is None
+                or params.rows != self.embedding.cols
+            ):
                 raise NotPersistentError("a product is added to something else than the residual stream")
             assert isinstance(out, Ref)
             self.stream = out
@@ -242,7 +250,7 @@ class _Builder:
         return kind
 
     def _activations(self, params: MatvecParams) -> str:
-        """How a product's vector is kept: floats of fast math as two int8, which are as good and three times faster."""
+        """How a product's vector is kept: floats of fast math as two int8, as good and three times faster."""
         if params.act == "q8":
             return "q8"
         quantised = all(FORMATS[s.format].block > 1 for s in params.segments)

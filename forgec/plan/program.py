@@ -6,6 +6,7 @@ stores the rest as the manifest; nothing is decided after this point.
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -98,7 +99,7 @@ class PackedTensor:
     bytes: int
     first_row: int = 0
     rope: RopeSpec | None = None
-    literal: bytes = field(default=b"", repr=False)
+    literal: builtins.bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)

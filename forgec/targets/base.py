@@ -63,7 +63,7 @@ class Target:
     sources: tuple[str, ...]
     code_suffix: str
     cpu_flags: tuple[str, ...] = ()
-    # On-chip memory that a launch may ask for, where copies into it run by themselves; None: there are none such.
+    # On-chip memory a launch may ask for, where copies into it run by themselves; None: there are none such.
     dynamic_lds: int | None = None
     schedule: str = "graph"  # which schedule "auto" means: the faster one, as measured
     requires: tuple[str, ...] = ()

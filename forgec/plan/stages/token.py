@@ -40,8 +40,8 @@ class TokenRun:
 class TokenGroup:
     """Rows of some matrices of one format, or the same rows of two, that a block takes in tiles.
 
-    ``share`` waves share ``take`` rows of a matrix at a time. ``runs``: matrices of one format are one after the
-    other in the tiles. Sums lie from ``sums_at`` on, for at most ``room`` rows between two epilogues.
+    ``share`` waves share ``take`` rows of a matrix at a time. ``runs``: matrices of one format are one after
+    the other in the tiles. Sums lie from ``sums_at`` on, for at most ``room`` rows between two epilogues.
     """
 
     formats: tuple[str, ...]
@@ -117,7 +117,7 @@ class TokenSampler:
 class TokenAttention:
     """The attention step: RoPE, the token's own cache row, softmax over all keys.
 
-    A work item has ``tile`` query heads; up to ``alone`` keys are one part, beyond that at most ``most_parts``.
+    A work item has ``tile`` query heads; up to ``alone`` keys are one part, more at most ``most_parts``.
     """
 
     heads: int
