@@ -132,9 +132,11 @@ API(cuFuncSetAttribute, void* f, int a, int v) { BEGIN return OK; }
 API(cuLaunchKernel, void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
     unsigned lds, void* s, void** params, void** extra) { BEGIN
   return params || gy * gz * by * bz != 1 || bx != 32 ? INVALID : launch(f, gx, extra, 0); }
-API(cuLaunchCooperativeKernel, int (*f)(), unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-    unsigned lds, void* s, void** params) { BEGIN return params && gy * gz * by * bz == 1 && gx <= 8 ? OK : INVALID; }
-API(cuOccupancyMaxActiveBlocksPerMultiprocessor, int* n, void* f, int block, u64 lds) { BEGIN *n = 2; return OK; }
+API(cuLaunchCooperativeKernel, void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+    unsigned bz, unsigned lds, void* s, void** params) { BEGIN
+  return params && gy * gz * by * bz == 1 && gx <= 8 ? OK : INVALID; }
+API(cuOccupancyMaxActiveBlocksPerMultiprocessor, int* n, void* f, int block, u64 lds) { BEGIN
+  *n = 2; return OK; }
 API(cuStreamCreate, void** s, unsigned f) { BEGIN *s = (void*)2; return OK; }
 API(cuStreamDestroy_v2, void* s) { BEGIN return OK; }
 API(cuStreamSynchronize, void* s) { BEGIN flush(queued); return OK; }

@@ -34,8 +34,8 @@ __all__ = ["NotPersistentError", "Persistent", "persist"]
 
 #: Threads of a block, without the wave that copies.
 BLOCK = 512
-#: Bytes of a tile of weights, in the order of trial. On an H100 a ring of two tiles of 36 KiB streams 3.15 TB/s,
-#: of 2 KiB 2.7 TB/s.
+#: Bytes of a tile of weights, in the order of trial: on an H100 a ring of two tiles of 36 KiB streams
+#: 3.15 TB/s, tiles of 2 KiB 2.7 TB/s.
 TILE_BYTES = (36 << 10, 24 << 10, 48 << 10)
 #: Tiles of a ring, at least.
 LEAST_TILES = 3
@@ -51,6 +51,8 @@ TILE_HEADS = 2
 LOGIT_ROWS = 512
 #: Bytes of a row of the table.
 STEP_BYTES = 64
+#: Epilogues of matvec, and those of the steps.
+EPILOGUES = {"store": "store", "residual": "residual", "gated": "gated", "rope_kv": "store"}
 #: LDS of 32 activations, by how they are kept.
 GROUP_BYTES = {"q8": 48, "q16": 80, "lds": 144}
 #: Copies of the exchange where many blocks read it at once: an H100 is slower when all wait at one.
@@ -167,7 +169,9 @@ class _Builder:
             params.prologue == "rmsnorm" and params.norm_parameters != ("norm_weight",)
         ):
             raise NotPersistentError(f"prologue '{params.prologue}' has no step")
-        epilogue = {"rope_kv": "store"}.get(params.epilogue, params.epilogue)
+        if params.epilogue not in EPILOGUES:
+            raise NotPersistentError(f"epilogue '{params.epilogue}' has no step")
+        epilogue = EPILOGUES[params.epilogue]
         out = args["q_out"] if params.rope else args["out"]
         if out == Ref("logits", 0):
             epilogue = "logits"
@@ -364,6 +368,8 @@ def persist(
     """
     if target.wave == 1:
         raise NotPersistentError("a CPU runs a token as one call anyway")
+    if target.wave == 64:
+        raise NotPersistentError("all steps in one kernel spill scalar registers there")
     if any(t.layout not in ("rows", "plain") for t in tensors.values()):
         raise NotPersistentError("weights of another layout have no step")
     reasons: list[str] = []
