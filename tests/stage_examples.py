@@ -32,6 +32,7 @@ from forgec.plan.stages import (
 )
 from forgec.targets import get_target
 from tests.expert_examples import expert_examples
+from tests.token_examples import token_examples
 
 __all__ = ["examples", "linear_examples"]
 
@@ -54,6 +55,7 @@ def examples(target_name: str) -> list[StageParams]:
     return [
         *linear_examples(target_name),
         *expert_examples(target_name),
+        *token_examples(target),
         AttentionDecodeParams(*common, *attention, splits=4, lanes_per_key=min(8, target.wave)),
         AttentionDecodeParams(
             *common, 9, bounded, 0.1, 64, 30.0, 8.0, True, 4, min(8, target.wave), fresh=True

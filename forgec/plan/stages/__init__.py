@@ -38,6 +38,7 @@ from forgec.plan.stages.linear import (
     RopeKVParams,
     Segment,
 )
+from forgec.plan.stages.token import TokenParams
 
 __all__ = [
     "POINTWISE",
@@ -74,5 +75,6 @@ __all__ = [
     "SharedExpert",
     "SoftmaxParams",
     "StageParams",
+    "TokenParams",
     "WeightedVParams",
 ]

@@ -1,0 +1,108 @@
+"""The kernel of a whole token for a model of one layer, from launches written by hand."""
+
+from __future__ import annotations
+
+from forgec.plan.persistent import persist
+from forgec.plan.program import Launch, Ref
+from forgec.plan.stages import (
+    AttentionDecodeParams,
+    EmbeddingParams,
+    KVCache,
+    MatvecParams,
+    RopeFields,
+    SampleParams,
+    Segment,
+    StageParams,
+)
+from forgec.targets import Target
+
+__all__ = ["token_examples", "token_launches"]
+
+E, F, HEADS, KV_HEADS, LENGTH, VOCABULARY, CONTEXT = 64, 96, 4, 2, 16, 99, 128
+
+
+def token_launches(target: Target, act: str) -> list[Launch]:
+    """One layer of a llama with biases, activations "q8" or "f32"; addresses are distinct and mean nothing."""
+    common = (target.family, target.wave, target.block_size)
+    state, x, q, mixed, h = (
+        Ref("state", 0),
+        Ref("arena", 0),
+        Ref("arena", 4096),
+        Ref("arena", 8192),
+        Ref("arena", 12288),
+    )
+    at = iter(Ref("weights", 4096 * i) for i in range(100))
+    rope = RopeFields(HEADS, KV_HEADS, LENGTH, LENGTH, False, CONTEXT, "f16")
+    cache = KVCache(KV_HEADS, LENGTH, LENGTH, CONTEXT, "f16")
+    qkv = (Segment("q4_1", E), Segment("q4_1", E // 2), Segment("q8_0", E // 2))
+    gated = (Segment("q4_0", F), Segment("q4_1", F))
+    wide = ("none", 0.0, False, 16, 2)
+    normed = ("rmsnorm", 1e-5, False, 16, 2)
+    caches = (Ref("kv", 0), Ref("kv", 8192))
+    weights = [next(at) for _ in range(12)]
+    return [
+        Launch(
+            EmbeddingParams(*common, "q8_0", "rows", E, VOCABULARY, True),
+            1,
+            (state, Ref("tokens", 0), next(at), x),
+            "embedding",
+        ),
+        Launch(
+            MatvecParams(*common, E, qkv, "rows", "f32", "rope_kv", True, *normed, rope),
+            1,
+            (state, x, next(at), *weights[:6], next(at), q, *caches),
+            "layer0.attn_qkv",
+        ),
+        Launch(
+            AttentionDecodeParams(*common, HEADS, cache, 0.25, splits=2, lanes_per_key=2),
+            1,
+            (state, q, *caches, Ref("arena", 65536), Ref("sync", 0), mixed),
+            "layer0.attention",
+        ),
+        Launch(
+            MatvecParams(*common, E, (Segment("q4_1", E),), "rows", act, "residual", True, *wide),
+            1,
+            (state, mixed, next(at), next(at), x, x),
+            "layer0.attn_output",
+        ),
+        Launch(
+            MatvecParams(*common, E, gated, "rows", act, "gated", True, *normed, then="silu"),
+            1,
+            (state, x, next(at), *weights[6:8], *weights[8:10], h),
+            "layer0.ffn_gate",
+        ),
+        Launch(
+            MatvecParams(*common, F, (Segment("q4_1", E),), "rows", act, "residual", False, *wide),
+            1,
+            (state, h, next(at), x, x),
+            "layer0.ffn_down",
+        ),
+        Launch(
+            MatvecParams(
+                *common,
+                E,
+                (Segment("q8_0", VOCABULARY),),
+                "rows",
+                "f32",
+                "store",
+                False,
+                *normed,
+                then="softcap",
+                factor=30.0,
+            ),
+            1,
+            (state, x, next(at), next(at), Ref("logits", 0)),
+            "output",
+        ),
+        Launch(SampleParams(*common, VOCABULARY), 1, (state, Ref("logits", 0), Ref("ring", 0)), "sample"),
+    ]
+
+
+def token_examples(target: Target) -> list[StageParams]:
+    """The kernel in both maths, on targets that have one."""
+    if target.wave != 32:
+        return []
+    return [
+        persist(token_launches(target, act), {}, target, math, 1 << 20).launch.kernel
+        for math, act in (("fast", "q8"), ("exact", "f32"))
+    ]
