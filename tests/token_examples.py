@@ -24,13 +24,8 @@ E, F, HEADS, KV_HEADS, LENGTH, VOCABULARY, CONTEXT = 64, 96, 4, 2, 16, 99, 128
 def token_launches(target: Target, act: str) -> list[Launch]:
     """One layer of a llama with biases, activations "q8" or "f32"; addresses are distinct and mean nothing."""
     common = (target.family, target.wave, target.block_size)
-    state, x, q, mixed, h = (
-        Ref("state", 0),
-        Ref("arena", 0),
-        Ref("arena", 4096),
-        Ref("arena", 8192),
-        Ref("arena", 12288),
-    )
+    state = Ref("state", 0)
+    x, q, mixed, h = (Ref("arena", 4096 * i) for i in range(4))
     at = iter(Ref("weights", 4096 * i) for i in range(100))
     rope = RopeFields(HEADS, KV_HEADS, LENGTH, LENGTH, False, CONTEXT, "f16")
     cache = KVCache(KV_HEADS, LENGTH, LENGTH, CONTEXT, "f16")
