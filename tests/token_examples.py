@@ -22,7 +22,7 @@ E, F, HEADS, KV_HEADS, LENGTH, VOCABULARY, CONTEXT = 64, 96, 4, 2, 16, 99, 128
 
 
 def token_launches(target: Target, act: str) -> list[Launch]:
-    """One layer of a llama with biases, activations "q8" or "f32"; addresses are distinct and mean nothing."""
+    """One layer of a llama with biases, activations "q8" or "f32"; addresses are distinct, no more."""
     common = (target.family, target.wave, target.block_size)
     state = Ref("state", 0)
     x, q, mixed, h = (Ref("arena", 4096 * i) for i in range(4))
