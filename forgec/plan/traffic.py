@@ -102,7 +102,7 @@ def launch_traffic(launch: Launch, program: Program, rows: int, position: int) -
 
 def cache_bytes_per_position(program: Program) -> int:
     """Bytes of KV cache that one more position adds to a decode step while no window is full."""
-    kernels = [launch.kernel for launch in program.sequences["decode"]]
+    kernels = [launch.kernel for launch in program.steps]
     fused = sum(k.cache.bytes_per_position for k in kernels if isinstance(k, AttentionDecodeParams))
     return fused + sum(
         rows_bytes(k.cache.dtype, k.cache.kv_heads, k.cache.key_length)

@@ -15,6 +15,7 @@ from forgec.frontend.spec import read_spec
 from forgec.package.loader import import_package
 from forgec.plan.program import CompileOptions, Program
 from forgec.plan.stages.token import TokenParams
+from forgec.plan.traffic import cache_bytes_per_position
 from forgec.targets import get_target
 from forgec.toolchain import open_cache
 from tests.emulator.devices import install_entry_points
@@ -93,6 +94,9 @@ def test_auto_is_what_the_target_is_faster_with(tmp_path: Path) -> None:
         kernels = [launch.kernel for launch in program.sequences["decode"]]
         assert isinstance(kernels[0], TokenParams) == persistent
         assert len(program.steps) > 1
+        assert (
+            cache_bytes_per_position(program) == 2 * 2 * 2 * 16 * 4
+        )  # layers, K and V, heads, elements, bytes
 
 
 @pytest.mark.parametrize("math", ["exact", "fast"])

@@ -2,8 +2,8 @@
 
 ``prepare FOLDER`` compiles every kernel of the tests to PTX into FOLDER, on a machine with the compiler and
 no GPU; ``run FOLDER`` runs the same tests, with the same random shapes, on the machine with the GPU. That one
-needs Python, NumPy, jinja2, networkx, pytest and the NVIDIA driver. The exit status is 0 only when every test
-ran and passed.
+needs Python, NumPy, gguf, jinja2, networkx, pytest and the NVIDIA driver. The exit status is 0 only when
+every test ran and passed.
 """
 
 from __future__ import annotations
