@@ -108,7 +108,9 @@ def test_the_cpu_overrides_compile() -> None:
 
 def test_there_is_an_example_of_every_stage() -> None:
     named = {getattr(stages, name) for name in stages.__all__ if name.endswith("Params")}
-    concrete = {c for c in named if issubclass(c, StageParams) and not c.__subclasses__()}
+    # Tests derive parameters of their own; what is derived in the product is no stage itself.
+    bases = {c for c in named if any(s.__module__.startswith("forgec.") for s in c.__subclasses__())}
+    concrete = {c for c in named if issubclass(c, StageParams)} - bases
     assert {type(p) for p in examples("gfx1100")} == concrete
 
 

@@ -114,7 +114,7 @@ def test_one_source_compiles_for_every_target(target: Target) -> None:
         # ABI version 3 is code object 5, the newest that ROCm 6 loads.
         assert code.data[8] == 3
     else:
-        assert "\n.version 7.8\n" in code.assembly
+        assert "\n.version 8.0\n" in code.assembly
         assert code.data == code.assembly.encode()
 
 

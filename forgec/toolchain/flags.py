@@ -49,8 +49,8 @@ AMD_COMPILE = (
 AMD_ASSEMBLE = ("-target", "amdgcn-amd-amdhsa", _CODE_OBJECT)
 AMD_LINK = ("-shared", "--no-undefined", "--build-id=none")
 
-# PTX ISA 7.8 (CUDA 11.8, driver 520) is the oldest that knows sm_90; drivers accept any older version than
-# their own, so the same text runs on everything since. clang 22 would ask for 8.8, which needs driver 575.
+# PTX ISA 8.0 (CUDA 12.0, driver 525) is the oldest with bulk copies to LDS; drivers accept any older version
+# than their own, so the same text runs on everything since. clang 22 would ask for 8.8: driver 575.
 PTX_COMPILE = (
     "-x",
     "cuda",
