@@ -351,7 +351,7 @@ class Engine:
         marks = []
         for launch in self._packed[sequence]:
             start = self._driver.timestamp()
-            self._driver.launch(self._functions[launch.kernel], launch.grid, launch.block, launch.kernarg)
+            self._launch(launch)
             marks.append((start, self._driver.timestamp()))
         return [self._driver.elapsed(start, stop) for start, stop in marks]
 

@@ -113,7 +113,6 @@ class _Builder:
     embedding: TokenEmbedding | None = None
     attention: TokenAttention | None = None
     rope: tuple[Ref, int, bool] | None = None  # table, rotated dimensions, interleaved
-    caches: dict[Ref, tuple[Ref, Ref]] = field(default_factory=dict)  # q -> K and V
 
     def add(self, launch: Launch) -> None:
         params = launch.kernel
@@ -206,7 +205,6 @@ class _Builder:
             if self.rope not in (None, rope):
                 raise NotPersistentError("layers with different rotary embeddings have no step")
             self.rope = rope
-            assert isinstance(out, Ref)
         self._finish(step, out)
 
     def _kind(self, params: MatvecParams, epilogue: str) -> TokenLinear:
