@@ -230,7 +230,7 @@ def _needs(gguf: GGUFFile, spec: ModelSpec, target: Target, options: CompileOpti
     return TargetNeeds(
         target=target.name,
         memory_bytes=target.memory_bytes if target.wave > 1 else 0,
-        buffers={buffer.name: buffer.bytes for buffer in program.buffers},
+        buffers={buffer.name: buffer.bytes for buffer in program.buffers if buffer.resident},
         context=program.context,
         kv_dtype=program.kv_dtype,
         kernels=len(program.kernels),

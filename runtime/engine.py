@@ -19,7 +19,7 @@ import numpy.typing as npt
 from .driver import Driver, format_bytes
 from .errors import ContextOverflowError, DeviceError, UsageError
 from .launch import PackedLaunch, pack_sequence
-from .manifest import Manifest
+from .manifest import SEQUENCES, TIMED, BufferSpec, Kernel, Manifest, Pointer
 from .weights import Weights, read_file
 
 __all__ = ["Engine", "Sampling"]
@@ -70,10 +70,11 @@ class Engine:
         self._manifest = manifest
         self._driver = driver
         self._weights = weights
+        self._verify = verify
         self._addresses: dict[str, int] = {}
         self._allocated: list[int] = []
-        self._modules: list[Any] = []
-        self._functions: list[Any] = []
+        self._modules: dict[str, Any] = {}  # by file
+        self._functions: dict[int, Any] = {}  # by kernel
         self._packed: dict[str, tuple[PackedLaunch, ...]] = {}
         self._graphs: dict[str, Any] = {}
         self._state = bytearray(_STATE_BYTES)
@@ -94,13 +95,18 @@ class Engine:
                 with self._timed("upload"):
                     driver.upload(self._addresses["weights"], weights.view)
             with self._timed("kernels"):
-                self._load_kernels(verify)
+                for sequence in SEQUENCES:
+                    self._prepare(sequence)
             with self._timed("digests"):
                 weights.finish_verify()
             self.reset()
         except BaseException:
             self.close()
             raise
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._manifest
 
     @property
     def context_length(self) -> int:
@@ -129,7 +135,13 @@ class Engine:
         address = adopt(self._weights.view) if adopt is not None and len(self._weights.view) else None
         if address is not None:
             self._addresses["weights"] = address
-        wanted = [buffer for buffer in self._manifest.buffers if buffer.name not in self._addresses]
+        self._make(
+            [b for b in self._manifest.buffers if b.init != "demand" and b.name not in self._addresses]
+        )
+
+    def _make(self, wanted: Sequence[BufferSpec]) -> None:
+        if not wanted:
+            return
         self._check_memory(sum(buffer.bytes for buffer in wanted))
         for buffer in wanted:
             address = self._driver.malloc(max(buffer.bytes, _SMALLEST_ALLOCATION))
@@ -148,19 +160,31 @@ class Engine:
             f"{self.context_length} tokens takes {format_bytes(kv)}",
         )
 
-    def _load_kernels(self, verify: bool) -> None:
-        modules: dict[str, Any] = {}
-        for kernel in self._manifest.kernels:
-            if kernel.file not in modules:
-                data = read_file(self._manifest, kernel.file, verify=verify)
-                modules[kernel.file] = self._driver.load_module(
-                    data, kernel.file, self._manifest.package / kernel.file
-                )
-                self._modules.append(modules[kernel.file])
-            self._functions.append(self._driver.get_function(modules[kernel.file], kernel.symbol))
-        for name in self._manifest.sequences:
-            packed = pack_sequence(self._manifest, name, self._addresses)
-            self._packed[name] = tuple(self._resident(launch) for launch in packed)
+    def _prepare(self, sequence: str) -> None:
+        """Make, load and pack what a sequence needs and none before it did.
+
+        Raises: DeviceError, PackageError (a kernel's digest).
+        """
+        launches = self._manifest.sequences[sequence]
+        named = {
+            argument.buffer
+            for launch in launches
+            for argument in launch.args
+            if isinstance(argument, Pointer)
+        }
+        self._make([b for b in self._manifest.buffers if b.name in named and b.name not in self._addresses])
+        for launch in launches:
+            if launch.kernel not in self._functions:
+                self._functions[launch.kernel] = self._load(self._manifest.kernels[launch.kernel])
+        packed = pack_sequence(self._manifest, sequence, self._addresses)
+        self._packed[sequence] = tuple(self._resident(launch) for launch in packed)
+
+    def _load(self, kernel: Kernel) -> Any:
+        if kernel.file not in self._modules:
+            data = read_file(self._manifest, kernel.file, verify=self._verify)
+            path = self._manifest.package / kernel.file
+            self._modules[kernel.file] = self._driver.load_module(data, kernel.file, path)
+        return self._driver.get_function(self._modules[kernel.file], kernel.symbol)
 
     def reset(self) -> None:
         """Forget all tokens: buffers that start as zero are zero again."""
@@ -200,6 +224,12 @@ class Engine:
     def fill(self, buffer: str, byte: int) -> None:
         """Set every byte of one of the manifest's buffers."""
         self._driver.memset(self._addresses[buffer], byte, self._manifest.buffer(buffer).bytes)
+
+    def read(self, buffer: str) -> bytes:
+        """All bytes of one of the manifest's buffers; waits for the device."""
+        data = bytearray(self._manifest.buffer(buffer).bytes)
+        self._driver.download(self._addresses[buffer], data)
+        return bytes(data)
 
     def prefill(self, tokens: Sequence[int], position: int = 0) -> None:
         """Put ``tokens`` into the cache from ``position`` on; ``head`` and ``logits`` then see the last
@@ -272,8 +302,10 @@ class Engine:
         """Choose a token from the logits. Returns a ticket for ``token``."""
         return self._step("sample")
 
-    def decode(self) -> Any:
+    def decode(self, *, timed: bool = False) -> Any:
         """Run the last sampled token through the model and choose the next. Returns a ticket for ``token``.
+
+        ``timed``: by the sequence that measures, which not every package has.
 
         Raises: ContextOverflowError when the cache is full.
         """
@@ -283,7 +315,7 @@ class Engine:
                 "start again with a shorter text, or compile the model with a larger --ctx",
             )
         self.position += 1
-        return self._step("decode")
+        return self._step(TIMED if timed else "decode")
 
     def _step(self, sequence: str) -> Any:
         slot = self.step & (self._manifest.ring - 1)
@@ -336,9 +368,10 @@ class Engine:
         go(self._functions[launch.kernel], launch.grid, launch.block, launch.kernarg, launch.lds)
 
     def _capture(self, sequence: str) -> Any:
+        packed = self.packed(sequence)
         self._driver.graph_begin()
         try:
-            for launch in self._packed[sequence]:
+            for launch in packed:
                 self._launch(launch)
         except BaseException:
             # Ctrl-C included: a device that is still capturing would refuse everything that follows.
@@ -349,14 +382,19 @@ class Engine:
     def launch_times(self, sequence: str) -> list[float]:
         """Device seconds of each launch of a sequence, run once, launch by launch and not as a graph."""
         marks = []
-        for launch in self._packed[sequence]:
+        for launch in self.packed(sequence):
             start = self._driver.timestamp()
             self._launch(launch)
             marks.append((start, self._driver.timestamp()))
         return [self._driver.elapsed(start, stop) for start, stop in marks]
 
     def packed(self, sequence: str) -> tuple[PackedLaunch, ...]:
-        """The launches of a sequence with their argument segments, to launch other kernels on them."""
+        """The launches of a sequence with their argument segments; what only it needs is loaded now.
+
+        Raises: DeviceError, PackageError.
+        """
+        if sequence not in self._packed:
+            self._prepare(sequence)
         return self._packed[sequence]
 
     def synchronize(self) -> None:
@@ -385,7 +423,7 @@ class Engine:
             with contextlib.suppress(DeviceError):
                 for graph in self._graphs.values():
                     driver.graph_destroy(graph)
-                for module in self._modules:
+                for module in self._modules.values():
                     driver.module_unload(module)
                 for address in self._allocated:
                     driver.free(address)

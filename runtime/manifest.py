@@ -19,7 +19,10 @@ from .errors import PackageError
 __all__ = [
     "FORMAT",
     "SEQUENCES",
+    "STAMPS",
+    "STAMP_WORDS",
     "STATE_FIELDS",
+    "TIMED",
     "Argument",
     "BufferSpec",
     "Kernel",
@@ -27,6 +30,7 @@ __all__ = [
     "Launch",
     "Manifest",
     "Pointer",
+    "Step",
     "TargetSpec",
     "WeightsSpec",
     "load_manifest",
@@ -35,6 +39,11 @@ __all__ = [
 
 FORMAT = 1
 SEQUENCES = ("prefill", "head", "sample", "decode")
+#: A sequence that only some packages have: "decode" by a kernel that stamps clocks. Loaded when it is run.
+TIMED = "decode_timed"
+#: Where that kernel stamps them: words of 8 bytes, in rows of so many; [blocks][1 + steps] rows.
+STAMPS = "stamps"
+STAMP_WORDS = 8
 STATE_FIELDS = (
     "rows",
     "position",
@@ -77,7 +86,8 @@ Argument = Pointer | int | float
 
 @dataclass(frozen=True)
 class BufferSpec:
-    """``init``: "file" (weights.bin), "zero", or "none" (contents do not matter)."""
+    """``init``: "file" (weights.bin), "zero", "none" (contents do not matter), or "demand" (nor does it exist
+    until a sequence is run that only some packages have)."""
 
     name: str
     bytes: int
@@ -113,12 +123,24 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Step:
+    """A step of a kernel that does many, and the bytes of weights it reads."""
+
+    label: str
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
 class Launch:
-    """One kernel of a sequence; ``kernel`` indexes ``Manifest.kernels``, ``grid`` is in blocks."""
+    """One kernel of a sequence; ``kernel`` indexes ``Manifest.kernels``, ``grid`` is in blocks.
+
+    ``steps``: what a launch of ``TIMED`` stamps clocks of.
+    """
 
     kernel: int
     grid: int
     args: tuple[Argument, ...]
+    steps: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -217,9 +239,7 @@ def parse_manifest(raw: Any, package: Path) -> Manifest:
         _integer(top["rollback"], "rollback", 1, 1 << 31)
     buffers = _buffers(top["buffers"])
     sizes = {buffer.name: buffer.bytes for buffer in buffers}
-    kernels = tuple(
-        _kernel(entry, f"kernels[{i}]") for i, entry in enumerate(_list(top["kernels"], "kernels"))
-    )
+    kernels = _kernels(top["kernels"])
     weights = _weights(top["weights"])
     manifest = Manifest(
         package=package,
@@ -231,7 +251,7 @@ def parse_manifest(raw: Any, package: Path) -> Manifest:
         buffers=buffers,
         kernels=kernels,
         sequences=_sequences(top["sequences"], kernels, sizes),
-        symbols=_symbols(top["symbols"], sizes),
+        symbols=_symbols(top["symbols"], _always(sizes)),
         state=_state(top["state"], sizes),
         weights=weights,
         tokenizer=_tokenizer(top["tokenizer"]),
@@ -342,8 +362,8 @@ def _buffers(value: Any) -> tuple[BufferSpec, ...]:
         where = f"buffers[{i}]"
         entry = _object(entry, where)
         _check_keys(entry, where, {"name", "bytes", "init"}, set())
-        if entry["init"] not in ("file", "zero", "none"):
-            raise _fail(f"{where}.init", entry["init"], '"file", "zero" or "none"')
+        if entry["init"] not in ("file", "zero", "none", "demand"):
+            raise _fail(f"{where}.init", entry["init"], '"file", "zero", "none" or "demand"')
         size = _integer(entry["bytes"], f"{where}.bytes", 0, _MAX_BYTES)
         buffers.append(BufferSpec(_string(entry["name"], f"{where}.name"), size, entry["init"]))
     names = [buffer.name for buffer in buffers]
@@ -354,10 +374,10 @@ def _buffers(value: Any) -> tuple[BufferSpec, ...]:
         if name not in names:
             raise PackageError(f"{_FILE}: there is no buffer '{name}'", _HINT)
     for buffer in buffers:
-        if (buffer.init == "file") != (buffer.name == "weights"):
-            raise _fail(
-                f"init of buffer '{buffer.name}'", buffer.init, '"file" for weights and for nothing else'
-            )
+        for init, owner in (("file", "weights"), ("demand", STAMPS)):
+            if (buffer.init == init) != (buffer.name == owner):
+                expected = f'"{init}" for {owner} and for nothing else'
+                raise _fail(f"init of buffer '{buffer.name}'", buffer.init, expected)
     return tuple(buffers)
 
 
@@ -407,19 +427,42 @@ def _sequences(
     value: Any, kernels: tuple[Kernel, ...], sizes: Mapping[str, int]
 ) -> dict[str, tuple[Launch, ...]]:
     sequences = _object(value, "sequences")
-    _check_keys(sequences, "sequences", set(SEQUENCES), set())
-    return {
-        name: tuple(
-            _launch(entry, f"sequences.{name}[{i}]", kernels, sizes)
+    _check_keys(sequences, "sequences", set(SEQUENCES), {TIMED})
+    result = {}
+    for name in sequences:
+        there = sizes if name == TIMED else _always(sizes)
+        result[name] = tuple(
+            _launch(entry, f"sequences.{name}[{i}]", kernels, there)
             for i, entry in enumerate(_list(sequences[name], f"sequences.{name}"))
         )
-        for name in SEQUENCES
-    }
+    _check_stamps(result.get(TIMED), sizes)
+    return result
+
+
+def _always(sizes: Mapping[str, int]) -> dict[str, int]:
+    """The buffers that are there from the beginning."""
+    return {name: size for name, size in sizes.items() if name != STAMPS}
+
+
+def _check_stamps(launches: tuple[Launch, ...] | None, sizes: Mapping[str, int]) -> None:
+    """What is stamped has room, and a meaning."""
+    if launches is None:
+        return
+    where = f"sequences.{TIMED}"
+    if len(launches) != 1 or not launches[0].steps:
+        raise _fail(where, [len(launch.steps) for launch in launches], "one launch with steps")
+    (launch,) = launches
+    needed = 8 * STAMP_WORDS * launch.grid * (1 + len(launch.steps))
+    if sizes.get(STAMPS, 0) < needed:
+        found = sizes.get(STAMPS, 0)
+        raise _fail(f"the size of buffer '{STAMPS}'", found, f"at least {needed} bytes for {where}")
+    if Pointer(STAMPS, 0) not in launch.args:
+        raise PackageError(f"{_FILE}: {where} has no argument that is the buffer '{STAMPS}'", _HINT)
 
 
 def _launch(value: Any, where: str, kernels: tuple[Kernel, ...], sizes: Mapping[str, int]) -> Launch:
     entry = _object(value, where)
-    _check_keys(entry, where, {"kernel", "grid", "args"}, {"note", "weight_bytes"})
+    _check_keys(entry, where, {"kernel", "grid", "args"}, {"note", "weight_bytes", "steps"})
     index = _integer(entry["kernel"], f"{where}.kernel", 0, len(kernels) - 1)
     kernel = kernels[index]
     raw = _list(entry["args"], f"{where}.args")
@@ -432,7 +475,18 @@ def _launch(value: Any, where: str, kernels: tuple[Kernel, ...], sizes: Mapping[
         _argument(item, f"{where}.args[{j}] ('{spec.name}')", spec, sizes)
         for j, (item, spec) in enumerate(zip(raw, kernel.args, strict=True))
     )
-    return Launch(index, _integer(entry["grid"], f"{where}.grid", 1, (1 << 31) - 1), args)
+    steps = tuple(
+        _step(item, f"{where}.steps[{j}]")
+        for j, item in enumerate(_list(entry.get("steps", []), f"{where}.steps"))
+    )
+    return Launch(index, _integer(entry["grid"], f"{where}.grid", 1, (1 << 31) - 1), args, steps)
+
+
+def _step(value: Any, where: str) -> Step:
+    entry = _object(value, where)
+    _check_keys(entry, where, {"label", "weight_bytes"}, set())
+    size = _integer(entry["weight_bytes"], f"{where}.weight_bytes", 0, _MAX_BYTES)
+    return Step(_string(entry["label"], f"{where}.label"), size)
 
 
 def _argument(value: Any, where: str, spec: KernelArgument, sizes: Mapping[str, int]) -> Argument:

@@ -2,8 +2,8 @@
 
 In comes a loaded ``Model``, out goes a ``Report`` of plain numbers: the bandwidth that the device reaches in
 a copy (a CPU: in a read), generation at several lengths of context, prompt speed, and the device time of
-every stage. Contexts are set, not computed: the cache then holds one repeated finite value, so the text
-means nothing. Never touches files.
+every stage (``stages.py``). Contexts are set, not computed: the cache then holds one repeated finite value,
+so the text means nothing. Never touches files.
 """
 
 from __future__ import annotations
@@ -23,17 +23,14 @@ from .driver import Driver
 from .engine import Engine, Sampling
 from .errors import UsageError
 from .generate import Model
+from .stages import COPY_BYTES, StageTimes, stage_times, stages_text
 
-__all__ = ["CONTEXTS", "Decode", "Report", "StageTime", "measure", "report_text", "stream_bandwidth"]
+__all__ = ["CONTEXTS", "Decode", "Report", "measure", "report_text", "stream_bandwidth"]
 
 #: Tokens in the cache at which generation is measured unless the caller says otherwise.
 CONTEXTS = (0, 4096, 16384)
 #: Byte that the KV cache is filled with: 0.065 as a pair of float16, tiny as float32, 44 as int8.
 CACHE_BYTE = 0x2C
-#: Bytes that a copy moves at a time: far above every last-level cache.
-COPY_BYTES = 1 << 30
-#: Copies queued in front of launches that are timed one by one, so that the host is always ahead.
-COPIES_AHEAD = 12
 
 
 @dataclass(frozen=True)
@@ -52,18 +49,11 @@ class Decode:
 
 
 @dataclass(frozen=True)
-class StageTime:
-    """All launches of one kernel in a token: device seconds together, and bytes of weights they read."""
-
-    kernel: str
-    launches: int
-    seconds: float
-    weight_bytes: int
-
-
-@dataclass(frozen=True)
 class Report:
-    """Everything that was measured; bandwidths in bytes per second, ``load_seconds`` by step of loading."""
+    """Everything that was measured; bandwidths in bytes per second, ``load_seconds`` by step of loading.
+
+    ``stages`` is None where they were not asked for.
+    """
 
     model: str
     target: str
@@ -74,9 +64,7 @@ class Report:
     decode: tuple[Decode, ...]
     prompt_tokens: int
     prompt_tokens_per_second: float
-    stages: tuple[StageTime, ...]
-    stage_context: int
-    empty_seconds: float
+    stages: StageTimes | None
     skipped_contexts: tuple[int, ...]
     load_seconds: Mapping[str, float]
     weights_bytes: int
@@ -110,9 +98,7 @@ def measure(
     bandwidth, source = stream_bandwidth(engine.driver)
     engine.fill("kv", CACHE_BYTE)
     decode = tuple(_decode(engine, traffic, context, tokens, repeat, bandwidth) for context in fitting)
-    timed: tuple[tuple[StageTime, ...], float] = ((), 0.0)
-    if stages and not _is_persistent(manifest.raw):
-        timed = _stage_times(engine, manifest.raw, fitting[0], repeat)
+    prompt_rate = _prompt(engine, prompt, repeat)
     return Report(
         model=str(manifest.model["name"]),
         target=manifest.target.name,
@@ -122,10 +108,8 @@ def measure(
         bandwidth_source=source,
         decode=decode,
         prompt_tokens=prompt,
-        prompt_tokens_per_second=_prompt(engine, prompt, repeat),
-        stages=timed[0],
-        stage_context=fitting[0],
-        empty_seconds=timed[1],
+        prompt_tokens_per_second=prompt_rate,
+        stages=stage_times(engine, fitting[0], repeat) if stages else None,
         skipped_contexts=tuple(c for c in contexts if c not in fitting),
         load_seconds=dict(engine.load_seconds),
         weights_bytes=manifest.weights.bytes,
@@ -218,69 +202,6 @@ def _prompt(engine: Engine, length: int, repeat: int) -> float:
     return length / statistics.median(seconds[1:])
 
 
-def _is_persistent(raw: Mapping[str, Any]) -> bool:
-    """Whether one resident kernel carries out the stages of a token: it is launched as a whole."""
-    kernels = raw["kernels"]
-    return any(kernels[launch["kernel"]].get("cooperative") for launch in raw["sequences"]["decode"])
-
-
-def _stage_times(
-    engine: Engine, raw: Mapping[str, Any], context: int, repeat: int
-) -> tuple[tuple[StageTime, ...], float]:
-    """Device time of a token's launches by kernel, and what an empty pair of timestamps measures."""
-    driver = engine.driver
-    runs, empty = [], []
-    with _Busy(driver) as busy:
-        for _ in range(repeat + 1):
-            engine.start(Sampling())
-            engine.seek(context)
-            busy.queue()
-            runs.append(engine.launch_times("decode"))
-            busy.queue()
-            empty.append(driver.elapsed(driver.timestamp(), driver.timestamp()))
-    launches = raw["sequences"]["decode"]
-    seconds = [statistics.median(times) for times in zip(*runs[1:], strict=True)]
-    groups: dict[int, list[float]] = {}
-    for launch, spent in zip(launches, seconds, strict=True):
-        group = groups.setdefault(launch["kernel"], [0, 0.0, 0])
-        group[0] += 1
-        group[1] += spent
-        group[2] += launch.get("weight_bytes", 0)
-    result = tuple(
-        StageTime(raw["kernels"][kernel]["symbol"], int(count), spent, int(size))
-        for kernel, (count, spent, size) in groups.items()
-    )
-    return tuple(sorted(result, key=lambda stage: -stage.seconds)), statistics.median(empty[1:])
-
-
-class _Busy:
-    """Copies that keep a GPU occupied while the host queues timed launches behind them.
-
-    Without them a timestamp pair around a launch would measure how long the host takes to send it.
-    """
-
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
-        self._copy = getattr(driver, "copy", None) if driver.name != "cpu" else None
-        self._blocks: list[int] = []
-        self._size = 0
-
-    def __enter__(self) -> _Busy:
-        if self._copy is not None:
-            self._size = min(COPY_BYTES, self._driver.describe().memory_free // 4)
-            self._blocks = [self._driver.malloc(max(self._size, 4096)) for _ in range(2)]
-        return self
-
-    def queue(self) -> None:
-        if self._copy is not None:
-            for _ in range(COPIES_AHEAD):
-                self._copy(*self._blocks, self._size)
-
-    def __exit__(self, *_: object) -> None:
-        for block in self._blocks:
-            self._driver.free(block)
-
-
 def report_text(report: Report) -> str:
     """The report for a reader."""
     limit = "unknown" if report.bandwidth is None else f"{report.bandwidth / 1e9:,.1f} GB/s"
@@ -301,20 +222,8 @@ def report_text(report: Report) -> str:
         lines.append(f"  not measured: context {shown}, beyond what the package was compiled for")
     parts = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in report.load_seconds.items())
     lines.append(f"  loading     {parts}")
-    if report.stages:
-        total = sum(stage.seconds for stage in report.stages)
-        lines.append(
-            f"  stages at context {report.stage_context}, launched one by one and not as a graph: "
-            f"{1e3 * total:.3f} ms together (an empty pair of timestamps: "
-            f"{1e6 * report.empty_seconds:.1f} us)"
-        )
-        lines += [_stage_line(stage) for stage in report.stages]
+    if report.stages is not None:
+        context = report.stages.context
+        whole = next((1e-3 * r.milliseconds_per_token for r in report.decode if r.context == context), None)
+        lines += stages_text(report.stages, whole)
     return "\n".join(lines)
-
-
-def _stage_line(stage: StageTime) -> str:
-    each = stage.seconds / stage.launches
-    rate = f"{stage.weight_bytes / stage.seconds / 1e9:9,.1f} GB/s" if stage.weight_bytes else " " * 14
-    return (
-        f"    {1e3 * stage.seconds:8.3f} ms {stage.launches:4d} x {1e6 * each:8.1f} us {rate}  {stage.kernel}"
-    )

@@ -87,10 +87,11 @@ CASES: list[tuple[str, Callable[[Any], object], str]] = [
     (
         "buffer init",
         put("buffers", 1, "init", "ones"),
-        'buffers[1].init is "ones", expected "file", "zero" or',
+        'buffers[1].init is "ones", expected "file", "zero", "none" or "demand"',
     ),
     ("buffer twice", put("buffers", 1, "name", "arena"), "two buffers are called 'arena'"),
     ("no state", put("buffers", 3, "name", "stale"), "there is no buffer 'state'"),
+    ("demand init", put("buffers", 2, "init", "demand"), "init of buffer 'arena' is \"demand\""),
     ("file init", put("buffers", 2, "init", "file"), "init of buffer 'arena' is \"file\""),
     (
         "negative size",

@@ -156,7 +156,16 @@ def _launch(launch: Launch, index: Mapping[StageParams, int], program: Program) 
         "args": [_argument(a) for a in launch.args],
         "note": launch.note,
         "weight_bytes": launch_traffic(launch, program, 1, 0).weights,
+        **({"steps": _steps(launch, program)} if launch.steps else {}),
     }
+
+
+def _steps(launch: Launch, program: Program) -> list[dict[str, Any]]:
+    """What the rows of a timed launch's stamps are about."""
+    return [
+        {"label": label, "weight_bytes": launch_traffic(step, program, 1, 0).weights}
+        for label, step in zip(launch.steps, program.steps, strict=True)
+    ]
 
 
 def _argument(argument: Argument) -> Sequence[Any] | int | float:

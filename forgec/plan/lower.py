@@ -91,11 +91,7 @@ def lower(graph: Graph, target: Target, options: CompileOptions) -> Program:
         Buffer("state", STATE_BYTES, "zero"),
         Buffer("tokens", align(4 * options.chunk), "zero"),
         Buffer("ring", align(4 * options.ring), "zero"),
-        *(
-            (Buffer("exchange", persistent.exchange_bytes, "zero"), Buffer("epoch", 256, "zero"))
-            if persistent
-            else ()
-        ),
+        *_persistent_buffers(persistent),
     )
     _check_memory(graph, target, buffers, context)
     sequences = {
@@ -103,6 +99,8 @@ def lower(graph: Graph, target: Target, options: CompileOptions) -> Program:
         for name in ("prefill", "head", "sample")
     }
     sequences["decode"] = steps if persistent is None else (persistent.launch,)
+    if persistent is not None and persistent.timed is not None:
+        sequences["decode_timed"] = (persistent.timed,)
     return Program(
         spec=graph.spec,
         target=target,
@@ -144,6 +142,16 @@ def _persistent(
             f"the persistent schedule cannot run this model on '{target.name}': {error}",
             "Compile with --schedule graph.",
         ) from error
+
+
+def _persistent_buffers(persistent: Persistent | None) -> tuple[Buffer, ...]:
+    """What the kernel of a token needs besides the buffers of all schedules."""
+    if persistent is None:
+        return ()
+    buffers = (Buffer("exchange", persistent.exchange_bytes, "zero"), Buffer("epoch", 256, "zero"))
+    if persistent.timed is None:
+        return buffers
+    return (*buffers, Buffer("stamps", persistent.stamp_bytes, "demand"))
 
 
 def _timeline(lowering: Lowering) -> Timeline:
@@ -212,7 +220,7 @@ def _kernels(sequences: Mapping[str, tuple[Launch, ...]]) -> tuple[StageParams, 
 
 def _check_memory(graph: Graph, target: Target, buffers: tuple[Buffer, ...], context: int) -> None:
     """Refuse a model that cannot fit, with the numbers; a CPU's memory is the runtime's to check."""
-    total = sum(b.bytes for b in buffers)
+    total = sum(b.bytes for b in buffers if b.resident)
     if target.wave == 1 or total <= target.memory_bytes:
         return
     sizes = ", ".join(f"{b.name} {b.bytes / 2**20:,.0f} MiB" for b in buffers if b.bytes >= 2**20)

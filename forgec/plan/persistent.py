@@ -67,11 +67,17 @@ class NotPersistentError(Exception):
 
 @dataclass(frozen=True)
 class Persistent:
-    """The kernel's launch, its table as a tensor of weights.bin, and the bytes of the exchange."""
+    """The kernel's launch, its table as a tensor of weights.bin, and the bytes of the exchange.
+
+    ``timed``: the same launch of a kernel that stamps clocks, ``stamp_bytes`` bytes of them, into the buffer
+    "stamps"; None where the target has no clock.
+    """
 
     launch: Launch
     table: PackedTensor
     exchange_bytes: int
+    timed: Launch | None
+    stamp_bytes: int
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,7 @@ class _Builder:
     fast: bool
     kinds: list[TokenLinear] = field(default_factory=list)
     steps: list[_Step] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)  # of the steps
     regions: dict[str, int] = field(default_factory=dict)
     words: int = 0
     made: dict[Ref, tuple[int, int]] = field(default_factory=dict)  # value -> (step, word offset)
@@ -127,12 +134,14 @@ class _Builder:
             self.steps.append(_Step(SAMPLER, inbox, source))
         else:
             raise NotPersistentError(f"stage '{params.stage}' has no step")
+        product = self.steps[-1].kind - FIRST_LINEAR
+        self.labels.append(_role(launch.note) + (f" {self.kinds[product].label}" if product >= 0 else ""))
 
     # -- the exchange
 
     def _region(self, note: str, words: int) -> int:
         """Words of the exchange for what a node makes: the same in every layer."""
-        role = re.sub(r"^layer\d+\.", "", note)
+        role = _role(note)
         if role not in self.regions:
             self.regions[role] = self.words
             self.words += align(words, 16)
@@ -345,6 +354,11 @@ def _plain_attention(params: AttentionDecodeParams) -> str:
     return ""
 
 
+def _role(note: str) -> str:
+    """What a node does, whatever its layer."""
+    return re.sub(r"^layer\d+\.", "", note)
+
+
 def _units(value: Argument) -> int:
     """An offset in units of 16 bytes."""
     assert isinstance(value, Ref)
@@ -448,4 +462,16 @@ def _persist(
         Ref("ring", 0),
     )
     launch = Launch(params, target.compute_units, buffers, "token")
-    return Persistent(launch, table, 8 * params.exchange_words * params.replicas)
+    timed = replace(
+        launch,
+        kernel=replace(params, timed=True),
+        args=(*buffers, Ref("stamps", 0)),
+        steps=tuple(builder.labels),
+    )
+    return Persistent(
+        launch,
+        table,
+        8 * params.exchange_words * params.replicas,
+        timed if target.clock else None,
+        8 * launch.grid * params.stamp_rows * params.stamp_words,
+    )

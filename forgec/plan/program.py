@@ -50,11 +50,17 @@ class CompileOptions:
 
 @dataclass(frozen=True)
 class Buffer:
-    """One device allocation of ``bytes`` bytes; ``init`` is "file" (weights), "zero" or "none"."""
+    """One device allocation of ``bytes`` bytes; ``init`` is "file" (weights), "zero" or "none", or "demand":
+    made when a sequence that measures is run for the first time, never otherwise."""
 
     name: str
     bytes: int
     init: str
+
+    @property
+    def resident(self) -> bool:
+        """Whether every loaded package has it."""
+        return self.init != "demand"
 
 
 @dataclass(frozen=True)
@@ -70,12 +76,16 @@ Argument = Ref | int | float
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch: ``grid`` blocks; ``note`` is the graph node it came from."""
+    """One kernel launch: ``grid`` blocks; ``note`` is the graph node it came from.
+
+    ``steps``: what a kernel of many steps does in each, where the launch is there to time them.
+    """
 
     kernel: StageParams
     grid: int
     args: tuple[Argument, ...]
     note: str
+    steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,7 @@ class Program:
     @property
     def device_bytes(self) -> int:
         """Bytes of device memory that a loaded package takes."""
-        return sum(b.bytes for b in self.buffers)
+        return sum(b.bytes for b in self.buffers if b.resident)
 
 
 def program_text(program: Program) -> str:

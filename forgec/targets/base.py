@@ -22,6 +22,7 @@ class Family:
     matrices: frozenset[str]
     code_suffix: str
     driver: str
+    clock: bool = False  # whether its prelude reads clocks in a kernel
 
 
 FAMILIES: dict[str, Family] = {
@@ -29,7 +30,7 @@ FAMILIES: dict[str, Family] = {
     "gfx10": Family(32, frozenset({"sdot4"}), frozenset({""}), ".hsaco", "hip"),
     "gfx11": Family(32, frozenset({"sudot4"}), frozenset({"wmma"}), ".hsaco", "hip"),
     "gfx12": Family(32, frozenset({"sudot4"}), frozenset({"wmma12"}), ".hsaco", "hip"),
-    "nvptx": Family(32, frozenset({"dp4a"}), frozenset({"mma.sync"}), ".ptx", "cuda"),
+    "nvptx": Family(32, frozenset({"dp4a"}), frozenset({"mma.sync"}), ".ptx", "cuda", clock=True),
     "cpu": Family(1, frozenset({"avx2", "vnni", ""}), frozenset({""}), ".so", "cpu"),
 }
 
@@ -120,6 +121,11 @@ class Target:
     def driver(self) -> str:
         """Which runtime loads the code: ``"hip"``, ``"cuda"`` or ``"cpu"``."""
         return FAMILIES[self.family].driver
+
+    @property
+    def clock(self) -> bool:
+        """Whether a kernel can stamp the times at which its blocks are where."""
+        return FAMILIES[self.family].clock
 
     @property
     def waves_per_block(self) -> int:

@@ -14,6 +14,7 @@ from forgec.plan.stages.cache import KV_CTYPES
 __all__ = [
     "EMBEDDING",
     "FIRST_LINEAR",
+    "STAMP_WORDS",
     "TokenAttention",
     "TokenEmbedding",
     "TokenGroup",
@@ -23,6 +24,8 @@ __all__ = [
     "TokenSampler",
 ]
 
+#: Words of a row of stamps: clocks of a step's five moments and of its waiting for weights, in a cache line.
+STAMP_WORDS = 8
 #: Kinds of the steps that are no products; products count on from ``FIRST_LINEAR``.
 EMBEDDING, ATTENTION, SAMPLER, FIRST_LINEAR = range(4)
 
@@ -87,6 +90,11 @@ class TokenLinear:
     groups: tuple[TokenGroup, ...]
 
     @property
+    def label(self) -> str:
+        """Rows and formats of its matrices."""
+        return " + ".join(group.label for group in self.groups)
+
+    @property
     def libraries(self) -> tuple[str, ...]:
         """Templates of ``templates/lib`` that the epilogue uses."""
         return (f"pointwise/{self.then}",) if self.then else ()
@@ -142,7 +150,8 @@ class TokenParams(StageParams):
     """Everything of the kernel; sizes in bytes, words (of 8 bytes) or floats as the names say.
 
     ``stream`` "copies" has a wave of its own that fills a ring of ``tiles`` tiles of ``tile_bytes`` in LDS,
-    "loads" reads weights where they are used. ``rope_table`` is an offset in units of 16 bytes.
+    "loads" reads weights where they are used. ``rope_table`` is an offset in units of 16 bytes. ``timed``:
+    every block stamps the clocks at which it was where, which costs a few per cent of a token.
     """
 
     stream: str
@@ -162,10 +171,24 @@ class TokenParams(StageParams):
     attention: TokenAttention
     sampler: TokenSampler
     linears: tuple[TokenLinear, ...]
+    timed: bool = False
 
     @property
     def stage(self) -> str:
         return "token"
+
+    @property
+    def title(self) -> str:
+        return "token_timed" if self.timed else "token"
+
+    @property
+    def stamp_words(self) -> int:
+        return STAMP_WORDS
+
+    @property
+    def stamp_rows(self) -> int:
+        """Rows of stamps of a block: the token's and one a step."""
+        return self.steps + 1
 
     @property
     def threads(self) -> int:
@@ -195,4 +218,5 @@ class TokenParams(StageParams):
             Arg("table", "const u8*"),
             Arg("logits", "float*", restrict=False),
             Arg("ring", "i32*"),
+            *((Arg("stamps", "u64*", restrict=False),) if self.timed else ()),
         )
