@@ -54,8 +54,8 @@ def command(
     """Measure prompt and generation speed of PACKAGE.
 
     Greedy sampling, medians over repetitions. The bandwidth is what this machine reaches in a copy (a CPU: in
-    a read). The time of a stage comes from timestamps around each launch, without the graph; that of a step of
-    a persistent kernel from clocks that a second kernel stamps, on NVIDIA.
+    a read). The time of a stage comes from timestamps around each launch, without the graph; that of a step
+    of a persistent kernel from clocks that a second kernel stamps, on NVIDIA.
 
     \b
     Example:
