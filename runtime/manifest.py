@@ -11,9 +11,22 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from .checks import (
+    FILE,
+    HINT,
+    check_keys,
+    digest_at,
+    flag_at,
+    integer_at,
+    list_at,
+    object_at,
+    path_at,
+    string_at,
+    wrong,
+)
 from .errors import PackageError
 
 __all__ = [
@@ -58,9 +71,7 @@ STATE_FIELDS = (
     "ring_mask",
 )
 
-_FILE = "manifest.json"
 _MAX_MANIFEST_BYTES = 256 << 20
-_HINT = "the package is damaged or was not written by forgec: compile the model again"
 _TOP = {
     "format", "forgec", "model", "math", "kv", "target", "chunk", "ring", "buffers", "kernels", "sequences",
     "symbols", "state", "weights", "tokenizer", "files",
@@ -206,10 +217,10 @@ class Manifest:
 
 def load_manifest(package: Path) -> Manifest:
     """Read and check ``package/manifest.json``. Raises: PackageError."""
-    path = package / _FILE
+    path = package / FILE
     try:
         if path.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise PackageError(f"'{path}' is larger than {_MAX_MANIFEST_BYTES} bytes", _HINT)
+            raise PackageError(f"'{path}' is larger than {_MAX_MANIFEST_BYTES} bytes", HINT)
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise PackageError(
@@ -221,22 +232,22 @@ def load_manifest(package: Path) -> Manifest:
             f"'{package}' is a file, not the folder of a package", "give the folder that forgec compile wrote"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise PackageError(f"'{path}' cannot be read: {error}", _HINT) from error
+        raise PackageError(f"'{path}' cannot be read: {error}", HINT) from error
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise PackageError(f"'{path}' is not valid JSON: {error}", _HINT) from error
+        raise PackageError(f"'{path}' is not valid JSON: {error}", HINT) from error
     return parse_manifest(raw, package)
 
 
 def parse_manifest(raw: Any, package: Path) -> Manifest:
     """Check a parsed manifest. Raises: PackageError that names the first wrong place."""
-    top = _object(raw, "the top level")
+    top = object_at(raw, "the top level")
     _check_format(top)
-    _check_keys(top, "the top level", _TOP, _TOP_OPTIONAL)
+    check_keys(top, "the top level", _TOP, _TOP_OPTIONAL)
     model = _model(top["model"])
     if top.get("rollback") is not None:
-        _integer(top["rollback"], "rollback", 1, 1 << 31)
+        integer_at(top["rollback"], "rollback", 1, 1 << 31)
     buffers = _buffers(top["buffers"])
     sizes = {buffer.name: buffer.bytes for buffer in buffers}
     kernels = _kernels(top["kernels"])
@@ -246,8 +257,8 @@ def parse_manifest(raw: Any, package: Path) -> Manifest:
         raw=top,
         model=model,
         target=_target(top["target"]),
-        chunk=_integer(top["chunk"], "chunk", 1, 1 << 20),
-        ring=_integer(top["ring"], "ring", 1, 1 << 24),
+        chunk=integer_at(top["chunk"], "chunk", 1, 1 << 20),
+        ring=integer_at(top["ring"], "ring", 1, 1 << 24),
         buffers=buffers,
         kernels=kernels,
         sequences=_sequences(top["sequences"], kernels, sizes),
@@ -263,16 +274,10 @@ def parse_manifest(raw: Any, package: Path) -> Manifest:
     return manifest
 
 
-def _fail(where: str, found: object, expected: str) -> PackageError:
-    text = json.dumps(found, default=str)
-    shown = text if len(text) <= 60 else text[:57] + "..."
-    return PackageError(f"{_FILE}: {where} is {shown}, expected {expected}", _HINT)
-
-
 def _check_format(top: Mapping[str, Any]) -> None:
     found = top.get("format")
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise _fail("format", found, f"the number {FORMAT}")
+        raise wrong("format", found, f"the number {FORMAT}")
     if found > FORMAT:
         raise PackageError(
             f"the package has format {found}, and this runtime reads formats up to {FORMAT}",
@@ -280,160 +285,107 @@ def _check_format(top: Mapping[str, Any]) -> None:
         )
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _fail(where, value, "an object")
-    return value
-
-
-def _list(value: Any, where: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise _fail(where, value, "a list")
-    return value
-
-
-def _string(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise _fail(where, value, "a non-empty string")
-    return value
-
-
-def _integer(value: Any, where: str, low: int, high: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise _fail(where, value, f"a whole number from {low} to {high}")
-    return value
-
-
-def _flag(value: Any, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise _fail(where, value, "true or false")
-    return value
-
-
-def _digest(value: Any, where: str) -> str:
-    if not isinstance(value, str) or len(value) != 64 or not set(value) <= set("0123456789abcdef"):
-        raise _fail(where, value, "a SHA-256 in 64 lower-case hexadecimal digits")
-    return value
-
-
-def _path(value: Any, where: str) -> str:
-    text = _string(value, where)
-    path = PurePosixPath(text)
-    if path.is_absolute() or ".." in path.parts or "\\" in text or str(path) != text:
-        raise _fail(where, value, "a plain relative path")
-    return text
-
-
-def _check_keys(value: Mapping[str, Any], where: str, needed: set[str], optional: set[str]) -> None:
-    missing = sorted(needed - set(value))
-    if missing:
-        raise PackageError(f"{_FILE}: {where} lacks '{missing[0]}'", _HINT)
-    unknown = sorted(set(value) - needed - optional)
-    if unknown:
-        raise PackageError(f"{_FILE}: {where} has the unknown field '{unknown[0]}'", _HINT)
-
-
 def _model(value: Any) -> dict[str, Any]:
-    model = _object(value, "model")
+    model = object_at(value, "model")
     for key in ("architecture", "name"):
-        _string(model.get(key), f"model.{key}")
+        string_at(model.get(key), f"model.{key}")
     for key in ("vocab_size", "context_length"):
-        _integer(model.get(key), f"model.{key}", 1, 1 << 31)
+        integer_at(model.get(key), f"model.{key}", 1, 1 << 31)
     return model
 
 
 def _target(value: Any) -> TargetSpec:
-    target = _object(value, "target")
+    target = object_at(value, "target")
     requires = tuple(
-        _string(flag, "target.requires") for flag in _list(target.get("requires", []), "target.requires")
+        string_at(flag, "target.requires") for flag in list_at(target.get("requires", []), "target.requires")
     )
     return TargetSpec(
-        name=_string(target.get("name"), "target.name"),
-        family=_string(target.get("family"), "target.family"),
-        wave=_integer(target.get("wave"), "target.wave", 1, 64),
-        title=_string(target.get("title"), "target.title"),
-        requires=tuple(_string(flag, "target.requires") for flag in requires),
+        name=string_at(target.get("name"), "target.name"),
+        family=string_at(target.get("family"), "target.family"),
+        wave=integer_at(target.get("wave"), "target.wave", 1, 64),
+        title=string_at(target.get("title"), "target.title"),
+        requires=tuple(string_at(flag, "target.requires") for flag in requires),
     )
 
 
 def _buffers(value: Any) -> tuple[BufferSpec, ...]:
     buffers = []
-    for i, entry in enumerate(_list(value, "buffers")):
+    for i, entry in enumerate(list_at(value, "buffers")):
         where = f"buffers[{i}]"
-        entry = _object(entry, where)
-        _check_keys(entry, where, {"name", "bytes", "init"}, set())
+        entry = object_at(entry, where)
+        check_keys(entry, where, {"name", "bytes", "init"}, set())
         if entry["init"] not in ("file", "zero", "none", "demand"):
-            raise _fail(f"{where}.init", entry["init"], '"file", "zero", "none" or "demand"')
-        size = _integer(entry["bytes"], f"{where}.bytes", 0, _MAX_BYTES)
-        buffers.append(BufferSpec(_string(entry["name"], f"{where}.name"), size, entry["init"]))
+            raise wrong(f"{where}.init", entry["init"], '"file", "zero", "none" or "demand"')
+        size = integer_at(entry["bytes"], f"{where}.bytes", 0, _MAX_BYTES)
+        buffers.append(BufferSpec(string_at(entry["name"], f"{where}.name"), size, entry["init"]))
     names = [buffer.name for buffer in buffers]
     for name in names:
         if names.count(name) > 1:
-            raise PackageError(f"{_FILE}: two buffers are called '{name}'", _HINT)
+            raise PackageError(f"{FILE}: two buffers are called '{name}'", HINT)
     for name in ("weights", "state", "tokens", "ring"):
         if name not in names:
-            raise PackageError(f"{_FILE}: there is no buffer '{name}'", _HINT)
+            raise PackageError(f"{FILE}: there is no buffer '{name}'", HINT)
     for buffer in buffers:
         for init, owner in (("file", "weights"), ("demand", STAMPS)):
             if (buffer.init == init) != (buffer.name == owner):
                 expected = f'"{init}" for {owner} and for nothing else'
-                raise _fail(f"init of buffer '{buffer.name}'", buffer.init, expected)
+                raise wrong(f"init of buffer '{buffer.name}'", buffer.init, expected)
     return tuple(buffers)
 
 
 def _kernels(value: Any) -> tuple[Kernel, ...]:
-    return tuple(_kernel(entry, f"kernels[{i}]") for i, entry in enumerate(_list(value, "kernels")))
+    return tuple(_kernel(entry, f"kernels[{i}]") for i, entry in enumerate(list_at(value, "kernels")))
 
 
 def _kernel(value: Any, where: str) -> Kernel:
-    entry = _object(value, where)
-    _check_keys(entry, where, _KERNEL, _KERNEL_OPTIONAL)
-    size = _integer(entry["kernarg_bytes"], f"{where}.kernarg_bytes", 0, 4096)
+    entry = object_at(value, where)
+    check_keys(entry, where, _KERNEL, _KERNEL_OPTIONAL)
+    size = integer_at(entry["kernarg_bytes"], f"{where}.kernarg_bytes", 0, 4096)
     args = []
-    for j, raw in enumerate(_list(entry["args"], f"{where}.args")):
+    for j, raw in enumerate(list_at(entry["args"], f"{where}.args")):
         args.append(_kernel_argument(raw, f"{where}.args[{j}]", size))
     end = 0
     for arg in sorted(args, key=lambda arg: arg.offset):
         if arg.offset < end:
-            raise PackageError(f"{_FILE}: {where}: argument '{arg.name}' overlaps the one before it", _HINT)
+            raise PackageError(f"{FILE}: {where}: argument '{arg.name}' overlaps the one before it", HINT)
         end = arg.offset + arg.size
     return Kernel(
-        symbol=_string(entry["symbol"], f"{where}.symbol"),
-        file=_path(entry["file"], f"{where}.file"),
-        block=_integer(entry["block"], f"{where}.block", 1, 1024),
+        symbol=string_at(entry["symbol"], f"{where}.symbol"),
+        file=path_at(entry["file"], f"{where}.file"),
+        block=integer_at(entry["block"], f"{where}.block", 1, 1024),
         args=tuple(args),
         kernarg_bytes=size,
-        sha256=_digest(entry["sha256"], f"{where}.sha256"),
-        cooperative=_flag(entry.get("cooperative", False), f"{where}.cooperative"),
-        launch_lds=_integer(entry.get("launch_lds", 0), f"{where}.launch_lds", 0, 1 << 20),
+        sha256=digest_at(entry["sha256"], f"{where}.sha256"),
+        cooperative=flag_at(entry.get("cooperative", False), f"{where}.cooperative"),
+        launch_lds=integer_at(entry.get("launch_lds", 0), f"{where}.launch_lds", 0, 1 << 20),
     )
 
 
 def _kernel_argument(value: Any, where: str, kernarg_bytes: int) -> KernelArgument:
-    entry = _object(value, where)
-    _check_keys(entry, where, {"name", "offset", "size", "kind"}, set())
+    entry = object_at(value, where)
+    check_keys(entry, where, {"name", "offset", "size", "kind"}, set())
     kind, size = entry["kind"], entry["size"]
     if kind not in ("pointer", "value"):
-        raise _fail(f"{where}.kind", kind, '"pointer" or "value"')
+        raise wrong(f"{where}.kind", kind, '"pointer" or "value"')
     if size not in ((8,) if kind == "pointer" else (4, 8)):
-        raise _fail(f"{where}.size", size, "8 for a pointer, 4 or 8 for a value")
-    offset = _integer(entry["offset"], f"{where}.offset", 0, kernarg_bytes - size)
+        raise wrong(f"{where}.size", size, "8 for a pointer, 4 or 8 for a value")
+    offset = integer_at(entry["offset"], f"{where}.offset", 0, kernarg_bytes - size)
     if offset % size:
-        raise _fail(f"{where}.offset", offset, f"a multiple of its size {size}")
-    return KernelArgument(_string(entry["name"], f"{where}.name"), offset, size, kind)
+        raise wrong(f"{where}.offset", offset, f"a multiple of its size {size}")
+    return KernelArgument(string_at(entry["name"], f"{where}.name"), offset, size, kind)
 
 
 def _sequences(
     value: Any, kernels: tuple[Kernel, ...], sizes: Mapping[str, int]
 ) -> dict[str, tuple[Launch, ...]]:
-    sequences = _object(value, "sequences")
-    _check_keys(sequences, "sequences", set(SEQUENCES), {TIMED})
+    sequences = object_at(value, "sequences")
+    check_keys(sequences, "sequences", set(SEQUENCES), {TIMED})
     result = {}
     for name in sequences:
         there = sizes if name == TIMED else _always(sizes)
         result[name] = tuple(
             _launch(entry, f"sequences.{name}[{i}]", kernels, there)
-            for i, entry in enumerate(_list(sequences[name], f"sequences.{name}"))
+            for i, entry in enumerate(list_at(sequences[name], f"sequences.{name}"))
         )
     _check_stamps(result.get(TIMED), sizes)
     return result
@@ -450,26 +402,26 @@ def _check_stamps(launches: tuple[Launch, ...] | None, sizes: Mapping[str, int])
         return
     where = f"sequences.{TIMED}"
     if len(launches) != 1 or not launches[0].steps:
-        raise _fail(where, [len(launch.steps) for launch in launches], "one launch with steps")
+        raise wrong(where, [len(launch.steps) for launch in launches], "one launch with steps")
     (launch,) = launches
     needed = 8 * STAMP_WORDS * launch.grid * (1 + len(launch.steps))
     if sizes.get(STAMPS, 0) < needed:
         found = sizes.get(STAMPS, 0)
-        raise _fail(f"the size of buffer '{STAMPS}'", found, f"at least {needed} bytes for {where}")
+        raise wrong(f"the size of buffer '{STAMPS}'", found, f"at least {needed} bytes for {where}")
     if Pointer(STAMPS, 0) not in launch.args:
-        raise PackageError(f"{_FILE}: {where} has no argument that is the buffer '{STAMPS}'", _HINT)
+        raise PackageError(f"{FILE}: {where} has no argument that is the buffer '{STAMPS}'", HINT)
 
 
 def _launch(value: Any, where: str, kernels: tuple[Kernel, ...], sizes: Mapping[str, int]) -> Launch:
-    entry = _object(value, where)
-    _check_keys(entry, where, {"kernel", "grid", "args"}, {"note", "weight_bytes", "steps"})
-    index = _integer(entry["kernel"], f"{where}.kernel", 0, len(kernels) - 1)
+    entry = object_at(value, where)
+    check_keys(entry, where, {"kernel", "grid", "args"}, {"note", "weight_bytes", "steps"})
+    index = integer_at(entry["kernel"], f"{where}.kernel", 0, len(kernels) - 1)
     kernel = kernels[index]
-    raw = _list(entry["args"], f"{where}.args")
+    raw = list_at(entry["args"], f"{where}.args")
     if len(raw) != len(kernel.args):
         raise PackageError(
-            f"{_FILE}: {where} has {len(raw)} arguments, kernel '{kernel.symbol}' takes {len(kernel.args)}",
-            _HINT,
+            f"{FILE}: {where} has {len(raw)} arguments, kernel '{kernel.symbol}' takes {len(kernel.args)}",
+            HINT,
         )
     args = tuple(
         _argument(item, f"{where}.args[{j}] ('{spec.name}')", spec, sizes)
@@ -477,16 +429,16 @@ def _launch(value: Any, where: str, kernels: tuple[Kernel, ...], sizes: Mapping[
     )
     steps = tuple(
         _step(item, f"{where}.steps[{j}]")
-        for j, item in enumerate(_list(entry.get("steps", []), f"{where}.steps"))
+        for j, item in enumerate(list_at(entry.get("steps", []), f"{where}.steps"))
     )
-    return Launch(index, _integer(entry["grid"], f"{where}.grid", 1, (1 << 31) - 1), args, steps)
+    return Launch(index, integer_at(entry["grid"], f"{where}.grid", 1, (1 << 31) - 1), args, steps)
 
 
 def _step(value: Any, where: str) -> Step:
-    entry = _object(value, where)
-    _check_keys(entry, where, {"label", "weight_bytes"}, set())
-    size = _integer(entry["weight_bytes"], f"{where}.weight_bytes", 0, _MAX_BYTES)
-    return Step(_string(entry["label"], f"{where}.label"), size)
+    entry = object_at(value, where)
+    check_keys(entry, where, {"label", "weight_bytes"}, set())
+    size = integer_at(entry["weight_bytes"], f"{where}.weight_bytes", 0, _MAX_BYTES)
+    return Step(string_at(entry["label"], f"{where}.label"), size)
 
 
 def _argument(value: Any, where: str, spec: KernelArgument, sizes: Mapping[str, int]) -> Argument:
@@ -495,46 +447,46 @@ def _argument(value: Any, where: str, spec: KernelArgument, sizes: Mapping[str, 
     if isinstance(value, float) and math.isfinite(value) and spec.size == 4:
         return value
     bits = 8 * spec.size
-    return _integer(value, where, -(1 << (bits - 1)), (1 << bits) - 1)
+    return integer_at(value, where, -(1 << (bits - 1)), (1 << bits) - 1)
 
 
 def _pointer(value: Any, where: str, sizes: Mapping[str, int]) -> Pointer:
     """A [buffer, offset] pair that points into its buffer."""
     if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
-        raise _fail(where, value, 'a pair ["buffer", offset]')
+        raise wrong(where, value, 'a pair ["buffer", offset]')
     name, offset = value
     if name not in sizes:
-        raise _fail(f"the buffer of {where}", name, f"one of {', '.join(sorted(sizes))}")
+        raise wrong(f"the buffer of {where}", name, f"one of {', '.join(sorted(sizes))}")
     if not isinstance(offset, int) or isinstance(offset, bool) or not 0 <= offset < sizes[name]:
-        raise _fail(f"the offset of {where}", offset, f"one inside the {sizes[name]} bytes of '{name}'")
+        raise wrong(f"the offset of {where}", offset, f"one inside the {sizes[name]} bytes of '{name}'")
     return Pointer(name, offset)
 
 
 def _symbols(value: Any, sizes: Mapping[str, int]) -> dict[str, Pointer]:
-    symbols = _object(value, "symbols")
+    symbols = object_at(value, "symbols")
     if "logits" not in symbols:
-        raise PackageError(f"{_FILE}: symbols lacks 'logits'", _HINT)
+        raise PackageError(f"{FILE}: symbols lacks 'logits'", HINT)
     return {name: _pointer(entry, f"symbols.{name}", sizes) for name, entry in symbols.items()}
 
 
 def _state(value: Any, sizes: Mapping[str, int]) -> dict[str, int]:
-    state = _object(value, "state")
-    _check_keys(state, "state", set(STATE_FIELDS), set())
+    state = object_at(value, "state")
+    check_keys(state, "state", set(STATE_FIELDS), set())
     offsets: dict[str, int] = {}
     for name in STATE_FIELDS:
-        offset = _integer(state[name], f"state.{name}", 0, sizes["state"] - 4)
+        offset = integer_at(state[name], f"state.{name}", 0, sizes["state"] - 4)
         if offset % 4 or offset in offsets.values():
-            raise _fail(f"state.{name}", offset, "a multiple of 4 that no other field has")
+            raise wrong(f"state.{name}", offset, "a multiple of 4 that no other field has")
         offsets[name] = offset
     return offsets
 
 
 def _weights(value: Any) -> WeightsSpec:
-    weights = _object(value, "weights")
-    _check_keys(weights, "weights", {"file", "bytes", "chunk_bytes", "chunks"}, {"sha256", "changes"})
-    size = _integer(weights["bytes"], "weights.bytes", 0, _MAX_BYTES)
-    chunk = _integer(weights["chunk_bytes"], "weights.chunk_bytes", 4096, 1 << 30)
-    chunks = _list(weights["chunks"], "weights.chunks")
+    weights = object_at(value, "weights")
+    check_keys(weights, "weights", {"file", "bytes", "chunk_bytes", "chunks"}, {"sha256", "changes"})
+    size = integer_at(weights["bytes"], "weights.bytes", 0, _MAX_BYTES)
+    chunk = integer_at(weights["chunk_bytes"], "weights.chunk_bytes", 4096, 1 << 30)
+    chunks = list_at(weights["chunks"], "weights.chunks")
     if size and not chunks:
         raise PackageError(
             "the package was compiled without its weights",
@@ -542,46 +494,46 @@ def _weights(value: Any) -> WeightsSpec:
         )
     expected = (size + chunk - 1) // chunk
     if len(chunks) != expected:
-        raise _fail("the length of weights.chunks", len(chunks), f"{expected} digests for {size} bytes")
-    digests = tuple(_digest(entry, f"weights.chunks[{i}]") for i, entry in enumerate(chunks))
-    return WeightsSpec(_path(weights["file"], "weights.file"), size, chunk, digests)
+        raise wrong("the length of weights.chunks", len(chunks), f"{expected} digests for {size} bytes")
+    digests = tuple(digest_at(entry, f"weights.chunks[{i}]") for i, entry in enumerate(chunks))
+    return WeightsSpec(path_at(weights["file"], "weights.file"), size, chunk, digests)
 
 
 def _tokenizer(value: Any) -> dict[str, Any]:
-    tokenizer = _object(value, "tokenizer")
-    _path(tokenizer.get("file"), "tokenizer.file")
-    _digest(tokenizer.get("sha256"), "tokenizer.sha256")
+    tokenizer = object_at(value, "tokenizer")
+    path_at(tokenizer.get("file"), "tokenizer.file")
+    digest_at(tokenizer.get("sha256"), "tokenizer.sha256")
     return tokenizer
 
 
 def _files(value: Any, manifest: Manifest) -> dict[str, str]:
     """Digests by path, those of the kernels and the tokenizer included. Raises where two disagree."""
     files = {}
-    for path, digest in _object(value, "files").items():
-        files[_path(path, "a path of files")] = _digest(digest, f"files['{path}']")
+    for path, digest in object_at(value, "files").items():
+        files[path_at(path, "a path of files")] = digest_at(digest, f"files['{path}']")
     entries = [(kernel.file, kernel.sha256) for kernel in manifest.kernels]
     entries.append((manifest.tokenizer["file"], manifest.tokenizer["sha256"]))
     for path, digest in entries:
         if files.setdefault(path, digest) != digest:
-            raise PackageError(f"{_FILE}: two digests are given for '{path}'", _HINT)
+            raise PackageError(f"{FILE}: two digests are given for '{path}'", HINT)
     return files
 
 
 def _check_sizes(manifest: Manifest, sizes: Mapping[str, int]) -> None:
     """Sizes that follow from each other."""
     if manifest.ring & (manifest.ring - 1):
-        raise _fail("ring", manifest.ring, "a power of two")
+        raise wrong("ring", manifest.ring, "a power of two")
     expected = {"weights": manifest.weights.bytes, "state": 64}
     for name, size in expected.items():
         if sizes[name] != size:
-            raise _fail(f"the size of buffer '{name}'", sizes[name], f"{size} bytes")
+            raise wrong(f"the size of buffer '{name}'", sizes[name], f"{size} bytes")
     at_least = {"tokens": 4 * manifest.chunk, "ring": 4 * manifest.ring}
     for name, size in at_least.items():
         if sizes[name] < size:
-            raise _fail(f"the size of buffer '{name}'", sizes[name], f"at least {size} bytes")
+            raise wrong(f"the size of buffer '{name}'", sizes[name], f"at least {size} bytes")
     logits = manifest.symbols["logits"]
     if logits.offset + 4 * manifest.vocab_size > sizes[logits.buffer]:
-        raise _fail(
+        raise wrong(
             "symbols.logits",
             [logits.buffer, logits.offset],
             f"{4 * manifest.vocab_size} bytes inside its buffer",

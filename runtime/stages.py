@@ -180,8 +180,8 @@ def _parts_of_steps(rows: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.flo
 
     Of a step that no block has more to stamp of than begin and end (the embedding) all blocks are counted.
     """
-    came = (rows[..., RECEIVED:ENDED] > 0).any(axis=-1)
-    came |= ~came.any(axis=1, keepdims=True)
+    came = np.max(rows[..., RECEIVED:ENDED], axis=-1) > 0
+    came |= ~np.any(came, axis=1, keepdims=True)
     # What did not come took no time: it is as if it had come with the moment before.
     at = np.maximum.accumulate(rows[..., : ENDED + 1], axis=-1).astype(np.float64)
     at[~came] = np.nan
