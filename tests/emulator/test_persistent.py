@@ -6,8 +6,10 @@ import importlib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from forgec import compiler
 from forgec.compiler import compile_model, plan_model
 from forgec.config import load_config
 from forgec.errors import UnsupportedModelError
@@ -17,7 +19,7 @@ from forgec.package.loader import import_package
 from forgec.plan.program import CompileOptions, Program
 from forgec.plan.stages.token import TokenParams
 from forgec.plan.traffic import cache_bytes_per_position
-from forgec.targets import get_target
+from forgec.targets import base, get_target
 from forgec.toolchain import open_cache
 from tests.emulator.devices import install_entry_points
 from tests.models.record import tokens_of
@@ -70,6 +72,61 @@ def test_it_is_measured_without_stages_where_it_has_no_clock(
     assert report.decode[0].tokens_per_second > 0 and report.stages.table == ()
     reason = "one kernel makes a whole token, and on 'gfx1100' it has no clock to stamp"
     assert f"  stages      not timed: {reason}" in measure.report_text(report).splitlines()
+
+
+#: Where the kernel's text comes to stamps.
+STAMPS = "// ---- stamps ----"
+#: A clock that every look at it puts forward, for a chip whose real one no kernel reads.
+CLOCK = """
+__attribute__((device)) u32 ticks[1] = {1000u};
+DEVICE u64 clock_now() { return (u64)atomic_add_u32(ticks, 10u); }
+DEVICE u64 nanosecond_now() { return clock_now(); }
+"""
+
+
+def test_what_the_blocks_stamp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timed kernel, run: it makes the same tokens, and every block stamps every step in its own rows."""
+    monkeypatch.setitem(base.FAMILIES, "gfx11", replace(base.FAMILIES["gfx11"], clock=True))
+    render = compiler.render_stage
+    monkeypatch.setattr(compiler, "render_stage", lambda k: render(k).replace(STAMPS, CLOCK + STAMPS))
+    package = import_package(compiled("llama", "gfx1100", tmp_path))
+    stages = importlib.import_module(f"{package.__name__}.stages")
+    install_entry_points(monkeypatch)
+    tokens = []
+    with package.load(device="emulated", threads=2) as model:
+        engine = model.engine
+        for timed in (False, True):
+            engine.start(package.Sampling())
+            engine.prefill([5, 6, 7])
+            engine.head()
+            first = engine.sample()
+            tokens.append(
+                [engine.token(first), *(engine.token(engine.decode(timed=timed)) for _ in range(2))]
+            )
+        (launch,) = model.manifest.sequences["decode_timed"]
+        stamps = np.frombuffer(engine.read("stamps"), "<u8").reshape(launch.grid, len(launch.steps) + 1, -1)
+    assert tokens[0] == tokens[1]
+    token, steps = stamps[:, 0, :4], stamps[:, 1:].astype(np.int64)
+    assert (np.diff(token.astype(np.int64)) > 0).all()
+    begun, ended = steps[..., 0], steps[..., 4]
+    assert (begun[:, 0] > token[:, 1]).all() and (ended[:, -1] < token[:, 2]).all()
+    assert (begun[:, 1:] > ended[:, :-1]).all() and (begun < ended).all()
+    roles = [step.label.split(" ")[0] for step in launch.steps]
+    for number, role in enumerate(roles):
+        came = steps[:, number, 1:4] > 0
+        if role in ("embedding", "sample"):
+            assert not came[1:].any()
+            continue
+        # Those that take part stamp every moment, in order.
+        taking = came.all(axis=1)
+        assert (came == taking[:, None]).all() and taking.any()
+        assert (np.diff(steps[taking, number, :5]) > 0).all()
+        assert taking.all() == (role != "attention")
+        # Nobody has a vector before somebody has made some of it.
+        made = steps[:, number - 1, 3 if number > 1 else 0]
+        assert steps[taking, number, 1].min() > made[made > 0].min()
+    times = stages.stamped_times(stamps[None], launch.steps, 3)
+    assert {stage.kernel.split(" ")[0] for stage in times.table} == set(roles)
 
 
 def test_the_sampler_draws_what_the_other_schedule_draws(
