@@ -284,18 +284,19 @@ def stages_text(times: StageTimes, whole: float | None) -> list[str]:
         f"{1e3 * times.token_seconds:.3f} ms a token{without}, {times.clock_hz / 1e9:.3f} GHz;",
         "    us in all steps of a kind, medians over the blocks that take part",
         f"    {'steps':>5} {'all':>8} = {'waiting':>8} {'(least)':>8} + {'prepare':>7} + {'products':>8} "
-        f"{'(most,':>8} {'weights)':>8} + {'rest':>7} {'blocks':>7} {'GB/s':>9}",
+        f"{'(most,':>8} {'weights)':>8} + {'rest':>7} {'blocks':>7} {'MB':>8} {'GB/s':>9}",
         *(_step_line(stage, stage.parts) for stage in times.table if stage.parts is not None),
     ]
 
 
 def _step_line(stage: StageTime, parts: StepParts) -> str:
+    size = f"{stage.weight_bytes / 1e6:8,.1f}" if stage.weight_bytes else " " * 8
     us = {name: f"{1e6 * value:.1f}" for name, value in vars(parts).items()}
     return (
         f"    {stage.launches:5d} {1e6 * stage.seconds:8.1f} = {us['waiting']:>8} "
         f"{'(' + us['least_waiting'] + ')':>8} + {us['preparing']:>7} + {us['products']:>8} "
         f"{'(' + us['most_products'] + ',':>8} {us['weights'] + ')':>8} + {us['rest']:>7} "
-        f"{parts.blocks:7d} {_rate(stage)}  {stage.kernel}"
+        f"{parts.blocks:7d} {size} {_rate(stage)}  {stage.kernel}"
     )
 
 
