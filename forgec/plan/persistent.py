@@ -11,6 +11,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from forgec.plan.geometry import matrix_decode
 from forgec.plan.layouts import FORMATS, row_pitch, slice_elements
 from forgec.plan.memory import align
 from forgec.plan.program import Argument, Launch, PackedTensor, Ref
@@ -30,7 +31,7 @@ from forgec.plan.stages.token import (
 )
 from forgec.targets import Target
 
-__all__ = ["NotPersistentError", "Persistent", "persist"]
+__all__ = ["NotPersistentError", "Persistent", "matrix_attention", "persist"]
 
 #: Threads of a block, without the wave that copies.
 BLOCK = 512
@@ -47,6 +48,8 @@ SAMPLER_BYTES = 18 << 10
 PASS_COST = 5
 #: Query heads that a block takes at a time: with four, registers spill to memory.
 TILE_HEADS = 2
+#: On matrix units: query heads and keys of a product, keys of a part at least, bytes of LDS in which waves merge.
+MATRIX_HEADS, MATRIX_KEYS, LEAST_KEYS, MERGE_BYTES = 8, 16, 128, 34 << 10
 #: Rows of logits between two epilogues.
 LOGIT_ROWS = 512
 #: Bytes of a row of the table.
@@ -306,42 +309,73 @@ class _Builder:
 
     def _attention(self, params: AttentionDecodeParams, launch: Launch) -> None:
         args = dict(zip((a.name for a in params.args), launch.args, strict=True))
-        plain = _plain_attention(params)
-        if plain or self.rope is None:
-            raise NotPersistentError(plain or "attention without rotary embedding has no step")
+        without = _without_step(params)
+        if without or self.rope is None:
+            raise NotPersistentError(without or "attention without rotary embedding has no step")
         cache = params.cache
         length = cache.key_length
         pieces = length // 8
         if length % 8 or pieces & (pieces - 1) or pieces > self.target.wave or params.group < 1:
             raise NotPersistentError(f"heads of {length} elements have no step")
-        tile = max(t for t in range(1, TILE_HEADS + 1) if params.group % t == 0)
-        items = cache.kv_heads * (params.group // tile)
-        most_parts = max(1, min(64, 2 * self.target.compute_units // items))
-        attention = TokenAttention(
+        shape = (
             params.heads,
             cache.kv_heads,
             length,
-            self.rope[1],
-            self.rope[2],
+            *self.rope[1:],
             cache.positions,
             cache.dtype,
             params.scale,
-            tile,
-            max(64, (32 << 10) // length),
-            most_parts,
         )
+        if matrix_decode(cache, self.target) and self.rope[1] % 4 == 0:
+            attention = matrix_attention(shape, self.target)
+        else:
+            attention = _plain_attention(shape, self.target)
         if self.attention not in (None, attention):
             raise NotPersistentError("layers with different attention have no step")
         self.attention = attention
         half = length // 2
         source, inbox = self._made(args["q"])
         caches = (_units(args["k_cache"]), _units(args["v_cache"]))
-        partial = self._region("partial", params.heads * most_parts * (half + 1))
+        partial = self._region("partial", params.heads * attention.most_parts * (half + 1))
         out = self._region(launch.note, params.heads * half)
         self._finish(_Step(ATTENTION, inbox, source, out, partial, caches=caches), args["out"])
 
 
-def _plain_attention(params: AttentionDecodeParams) -> str:
+#: Heads, KV heads, head length, rotated dimensions, whether interleaved, context, cache type, scale.
+_Shape = tuple[int, int, int, int, bool, int, str, float]
+
+
+def _plain_attention(shape: _Shape, target: Target) -> TokenAttention:
+    """Attention in products of vectors."""
+    heads, kv_heads, length = shape[:3]
+    tile = max(t for t in range(1, TILE_HEADS + 1) if heads // kv_heads % t == 0)
+    most_parts = max(1, min(64, 2 * target.compute_units // (heads // tile)))
+    return TokenAttention("attention", *shape, tile, max(64, (32 << 10) // length), most_parts)
+
+
+def matrix_attention(shape: _Shape, target: Target) -> TokenAttention:
+    """Attention on matrix units: as many heads of a group at a time as a product has columns.
+
+    A wave has its first sixteen keys in registers before it knows q, so a block that takes no more than that
+    of each wave takes no time for them; parts cost an exchange, about as much as reading 64 KiB does.
+    """
+    heads, kv_heads, length = shape[:3]
+    waves, group, row_bytes = BLOCK // target.wave, heads // kv_heads, 2 * length
+    tiles = -(-group // min(MATRIX_HEADS, MERGE_BYTES // (waves * 4 * (length + 4))))
+    tile = -(-group // tiles)
+    turn = MATRIX_KEYS * waves
+    return TokenAttention(
+        "attention_matrix",
+        *shape,
+        tile,
+        alone=turn * max(1, (128 << 10) // (turn * 2 * row_bytes)),
+        most_parts=max(1, min(64, target.compute_units // (kv_heads * tiles))),
+        least=LEAST_KEYS,
+        near=target.l2_bytes // 3 // target.compute_units // (2 * row_bytes) // 16 * 16,
+    )
+
+
+def _without_step(params: AttentionDecodeParams) -> str:
     """What of an attention has no step, "" where it has."""
     cache = params.cache
     if cache.dtype not in ("f16", "f32"):
@@ -405,7 +439,7 @@ def _persist(
     waves = BLOCK // target.wave
     work = max(
         SAMPLER_BYTES,
-        waves * attention.tile * (attention.head_length + 2) * 4 + attention.tile * attention.head_length * 4,
+        attention.lds_bytes(waves),
         *(k.cols // 32 * GROUP_BYTES[k.activations] for k in builder.kinds),
     )
     work = align(work, 128)

@@ -292,7 +292,7 @@ class EmulatedDevice:
     def launch(self, params: StageParams, kernarg: bytes, blocks: int) -> None:
         module = _amd_module(params, self._arch, self._generic)
         try:
-            self._device.launch(module, params.symbol, (blocks,), (params.block,), kernarg)
+            self._device.launch(module, params.symbol, (blocks,), (params.threads,), kernarg)
         except Exception:
             _amd_module.cache_clear()  # nothing of a device that trapped is used again
             _emulator.cache_clear()
@@ -344,7 +344,8 @@ class CudaDevice:
             self._driver.free(self._memory.pop())
 
     def launch(self, params: StageParams, kernarg: bytes, blocks: int) -> None:
-        self._driver.launch(_cuda_function(params, self._generic), blocks, params.block, kernarg)
+        go = self._driver.launch_cooperative if params.cooperative else self._driver.launch
+        go(_cuda_function(params, self._generic), blocks, params.threads, kernarg, params.launch_lds)
         self._driver.synchronize()
 
 

@@ -125,9 +125,12 @@ class TokenSampler:
 class TokenAttention:
     """The attention step: RoPE, the token's own cache row, softmax over all keys.
 
-    A work item has ``tile`` query heads; up to ``alone`` keys are one part, more at most ``most_parts``.
+    ``text`` names its template in ``templates/lib/token``. A work item has ``tile`` query heads; up to
+    ``alone`` keys are one part, more at most ``most_parts``. On matrix units a part has at least ``least``
+    keys, of which ``near`` are brought near ahead of time.
     """
 
+    text: str
     heads: int
     kv_heads: int
     head_length: int
@@ -139,6 +142,15 @@ class TokenAttention:
     tile: int
     alone: int
     most_parts: int
+    least: int = 0
+    near: int = 0
+
+    def lds_bytes(self, waves: int) -> int:
+        """Bytes of LDS that it takes: q of a work item, sums, maxima and masses of the waves, the item."""
+        if self.text == "attention":
+            return 4 * self.tile * (waves * (self.head_length + 2) + self.head_length)
+        pitch = self.head_length + 4
+        return 4 * (pitch * self.tile * (1 + waves) + self.head_length + 2 * self.tile * waves) + 64
 
     @property
     def kv_ctype(self) -> str:
