@@ -18,18 +18,22 @@ from forgec.targets import Target
 
 __all__ = ["token_examples", "token_launches"]
 
-E, F, HEADS, KV_HEADS, LENGTH, VOCABULARY, CONTEXT = 64, 96, 4, 2, 16, 99, 128
+E, F, HEADS, KV_HEADS, VOCABULARY, CONTEXT = 64, 96, 4, 2, 99, 128
 
 
-def token_launches(target: Target, act: str) -> list[Launch]:
-    """One layer of a llama with biases, activations "q8" or "f32"; addresses are distinct, no more."""
+def token_launches(target: Target, act: str, length: int = 16) -> list[Launch]:
+    """One layer of a llama with biases, activations "q8" or "f32"; addresses are distinct, no more.
+
+    Heads have ``length`` elements.
+    """
+    values, rows = HEADS * length, KV_HEADS * length
     common = (target.family, target.wave, target.block_size)
     state = Ref("state", 0)
     x, q, mixed, h = (Ref("arena", 4096 * i) for i in range(4))
     at = iter(Ref("weights", 4096 * i) for i in range(100))
-    rope = RopeFields(HEADS, KV_HEADS, LENGTH, LENGTH, False, CONTEXT, "f16")
-    cache = KVCache(KV_HEADS, LENGTH, LENGTH, CONTEXT, "f16")
-    qkv = (Segment("q4_1", E), Segment("q4_1", E // 2), Segment("q8_0", E // 2))
+    rope = RopeFields(HEADS, KV_HEADS, length, length, False, CONTEXT, "f16")
+    cache = KVCache(KV_HEADS, length, length, CONTEXT, "f16")
+    qkv = (Segment("q4_1", values), Segment("q4_1", rows), Segment("q8_0", rows))
     gated = (Segment("q4_0", F), Segment("q4_1", F))
     wide = ("none", 0.0, False, 16, 2)
     normed = ("rmsnorm", 1e-5, False, 16, 2)
@@ -55,7 +59,7 @@ def token_launches(target: Target, act: str) -> list[Launch]:
             "layer0.attention",
         ),
         Launch(
-            MatvecParams(*common, E, (Segment("q4_1", E),), "rows", act, "residual", True, *wide),
+            MatvecParams(*common, values, (Segment("q4_1", E),), "rows", act, "residual", True, *wide),
             1,
             (state, mixed, next(at), next(at), x, x),
             "layer0.attn_output",
@@ -94,12 +98,14 @@ def token_launches(target: Target, act: str) -> list[Launch]:
 
 
 def token_examples(target: Target) -> list[StageParams]:
-    """The kernel in both maths, on targets that have one, and the one that stamps clocks."""
+    """The kernel in both maths, on targets that have one, with attention on matrix units, stamping clocks."""
     if target.wave != 32:
         return []
-    fast, exact = (
-        persist(token_launches(target, act), {}, target, math, 1 << 20)
-        for math, act in (("fast", "q8"), ("exact", "f32"))
-    )
-    timed = [] if fast.timed is None else [fast.timed.kernel]
-    return [fast.launch.kernel, exact.launch.kernel, *timed]
+    forms = [("fast", "q8", 16), ("exact", "f32", 16)]
+    if target.matrix == "mma.sync":
+        forms.append(("fast", "q8", 64))
+    made = [
+        persist(token_launches(target, act, length), {}, target, math, 1 << 20) for math, act, length in forms
+    ]
+    timed = [] if made[0].timed is None else [made[0].timed.kernel]
+    return [*(p.launch.kernel for p in made), *timed]

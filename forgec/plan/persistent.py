@@ -48,7 +48,7 @@ SAMPLER_BYTES = 18 << 10
 PASS_COST = 5
 #: Query heads that a block takes at a time: with four, registers spill to memory.
 TILE_HEADS = 2
-#: On matrix units: query heads and keys of a product, keys of a part at least, bytes of LDS in which waves merge.
+#: On matrix units: query heads and keys of a product, least keys of a part, bytes of LDS where waves merge.
 MATRIX_HEADS, MATRIX_KEYS, LEAST_KEYS, MERGE_BYTES = 8, 16, 128, 34 << 10
 #: Rows of logits between two epilogues.
 LOGIT_ROWS = 512

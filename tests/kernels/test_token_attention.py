@@ -1,8 +1,8 @@
 """The attention step of the persistent kernel on matrix units, against float64.
 
-The kernel of a whole token runs with a table of two attention steps and an exchange that already holds q, k and
-v. On an emulated gfx1100 the matrix product is written out (``test_attention_matrix``) and races in LDS are
-traps; on a GPU the wave that copies takes part.
+The kernel of a whole token runs with a table of two attention steps and an exchange that already holds q,
+k and v. On an emulated gfx1100 the matrix product is written out (``test_attention_matrix``) and races in LDS
+are traps; on a GPU the wave that copies takes part.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def attended(q: np.ndarray, k: np.ndarray, v: np.ndarray, shape: Shape) -> tuple
     return out, sums * (1 + 2 * EPS32 / 2.0**-15 * sizes.max(-1)[:, None])
 
 
-#: SmolLM2's heads; Qwen2's, whose seven go in two tiles and do not interleave; eight heads with part of them rotated.
+#: Heads of SmolLM2; of Qwen2, whose seven go in two tiles and do not interleave; eight, partly rotated.
 SMOL = Shape(9, 3, 64, 64, True)
 QWEN = Shape(14, 2, 128, 128, False)
 EIGHT = Shape(8, 1, 64, 32, False)
