@@ -11,7 +11,6 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from forgec.plan.geometry import matrix_decode
 from forgec.plan.layouts import FORMATS, row_pitch, slice_elements
 from forgec.plan.memory import align
 from forgec.plan.program import Argument, Launch, PackedTensor, Ref
@@ -29,9 +28,10 @@ from forgec.plan.stages.token import (
     TokenRun,
     TokenSampler,
 )
+from forgec.plan.token_attention import token_attention, without_step
 from forgec.targets import Target
 
-__all__ = ["NotPersistentError", "Persistent", "matrix_attention", "persist"]
+__all__ = ["NotPersistentError", "Persistent", "persist"]
 
 #: Threads of a block, without the wave that copies.
 BLOCK = 512
@@ -46,10 +46,6 @@ LDS_MARGIN = 2 << 10
 SAMPLER_BYTES = 18 << 10
 #: Work of a pass over a tile, beside the slices of a lane and in units of a slice: waiting and reducing.
 PASS_COST = 5
-#: Query heads that a block takes at a time: with four, registers spill to memory.
-TILE_HEADS = 2
-#: On matrix units: query heads and keys of a product, least keys of a part, bytes of LDS where waves merge.
-MATRIX_HEADS, MATRIX_KEYS, LEAST_KEYS, MERGE_BYTES = 8, 16, 128, 34 << 10
 #: Rows of logits between two epilogues.
 LOGIT_ROWS = 512
 #: Bytes of a row of the table.
@@ -309,83 +305,19 @@ class _Builder:
 
     def _attention(self, params: AttentionDecodeParams, launch: Launch) -> None:
         args = dict(zip((a.name for a in params.args), launch.args, strict=True))
-        without = _without_step(params)
+        without = without_step(params, self.target)
         if without or self.rope is None:
             raise NotPersistentError(without or "attention without rotary embedding has no step")
-        cache = params.cache
-        length = cache.key_length
-        pieces = length // 8
-        if length % 8 or pieces & (pieces - 1) or pieces > self.target.wave or params.group < 1:
-            raise NotPersistentError(f"heads of {length} elements have no step")
-        shape = (
-            params.heads,
-            cache.kv_heads,
-            length,
-            *self.rope[1:],
-            cache.positions,
-            cache.dtype,
-            params.scale,
-        )
-        if matrix_decode(cache, self.target) and self.rope[1] % 4 == 0:
-            attention = matrix_attention(shape, self.target)
-        else:
-            attention = _plain_attention(shape, self.target)
+        attention = token_attention(params, self.rope[1], self.rope[2], self.target, BLOCK)
         if self.attention not in (None, attention):
             raise NotPersistentError("layers with different attention have no step")
         self.attention = attention
-        half = length // 2
+        half = params.cache.key_length // 2
         source, inbox = self._made(args["q"])
         caches = (_units(args["k_cache"]), _units(args["v_cache"]))
         partial = self._region("partial", params.heads * attention.most_parts * (half + 1))
         out = self._region(launch.note, params.heads * half)
         self._finish(_Step(ATTENTION, inbox, source, out, partial, caches=caches), args["out"])
-
-
-#: Heads, KV heads, head length, rotated dimensions, whether interleaved, context, cache type, scale.
-_Shape = tuple[int, int, int, int, bool, int, str, float]
-
-
-def _plain_attention(shape: _Shape, target: Target) -> TokenAttention:
-    """Attention in products of vectors."""
-    heads, kv_heads, length = shape[:3]
-    tile = max(t for t in range(1, TILE_HEADS + 1) if heads // kv_heads % t == 0)
-    most_parts = max(1, min(64, 2 * target.compute_units // (heads // tile)))
-    return TokenAttention("attention", *shape, tile, max(64, (32 << 10) // length), most_parts)
-
-
-def matrix_attention(shape: _Shape, target: Target) -> TokenAttention:
-    """Attention on matrix units: as many heads of a group at a time as a product has columns.
-
-    A wave has its first sixteen keys in registers before it knows q, so a block that takes no more than that
-    of each wave takes no time for them; parts cost an exchange, about as much as reading 64 KiB does.
-    """
-    heads, kv_heads, length = shape[:3]
-    waves, group, row_bytes = BLOCK // target.wave, heads // kv_heads, 2 * length
-    tiles = -(-group // min(MATRIX_HEADS, MERGE_BYTES // (waves * 4 * (length + 4))))
-    tile = -(-group // tiles)
-    turn = MATRIX_KEYS * waves
-    return TokenAttention(
-        "attention_matrix",
-        *shape,
-        tile,
-        alone=turn * max(1, (128 << 10) // (turn * 2 * row_bytes)),
-        most_parts=max(1, min(64, target.compute_units // (kv_heads * tiles))),
-        least=LEAST_KEYS,
-        near=target.l2_bytes // 3 // target.compute_units // (2 * row_bytes) // 16 * 16,
-    )
-
-
-def _without_step(params: AttentionDecodeParams) -> str:
-    """What of an attention has no step, "" where it has."""
-    cache = params.cache
-    if cache.dtype not in ("f16", "f32"):
-        return f"a cache of {cache.dtype} has no step"
-    if cache.ring or cache.v_from_k or cache.key_length != cache.value_length:
-        return "a cache that is a ring, or of unequal keys and values, has no step"
-    for name in ("window", "softcap", "alibi", "sinks", "fresh"):
-        if getattr(params, name):
-            return f"attention with {name} has no step"
-    return ""
 
 
 def _role(note: str) -> str:

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from forgec.codegen import render
-from forgec.plan.persistent import matrix_attention, persist
+from forgec.plan.persistent import BLOCK, persist
 from forgec.plan.stages.token import ATTENTION, TokenAttention, TokenParams
+from forgec.plan.token_attention import matrix_attention
 from forgec.targets import get_target
 from tests.kernels.harness import DEVICES as TARGETS
 from tests.kernels.harness import EPS32, State, run_stage
@@ -97,7 +98,9 @@ class Shape:
 
     def attention(self, **changes: Any) -> TokenAttention:
         values = (self.heads, self.kv_heads, self.length, self.rope_dims, self.interleaved, self.context)
-        return replace(matrix_attention((*values, "f16", self.length**-0.5), get_target("sm_90")), **changes)
+        return replace(
+            matrix_attention((*values, "f16", self.length**-0.5), get_target("sm_90"), BLOCK), **changes
+        )
 
 
 def params_of(attention: TokenAttention, device: str) -> TokenParams:
