@@ -35,11 +35,14 @@ __all__ = ["NotPersistentError", "Persistent", "persist"]
 
 #: Threads of a block, without the wave that copies.
 BLOCK = 512
-#: Bytes of a tile of weights, in the order of trial: on an H100 a ring of two tiles of 36 KiB streams
-#: 3.15 TB/s, tiles of 2 KiB 2.7 TB/s.
-TILE_BYTES = (36 << 10, 24 << 10, 48 << 10)
-#: Tiles of a ring, at least.
-LEAST_TILES = 3
+#: Bytes of a tile of weights at most, and of a slot of the ring, which is at least a row.
+TILE_BYTES, SLOT_BYTES = 37 << 10, 18560
+#: Slots of a ring, at least and at most; a wave has a lane for every slot of a tile.
+LEAST_SLOTS, MOST_SLOTS = 6, 64
+#: Waves that copy weights, each a slot at a time. With 132 blocks an H100 needs about 3 MB on their way for
+#: all its bandwidth; with more everything else that is read waits longer: a token of Llama-3.2-1B Q4_0 takes
+#: 403 us with 37 KiB a block, 423 to 458 us with more.
+COPIERS = 2
 #: LDS of a block, in bytes, that the tables and small arrays of the kernel take besides what is counted here.
 LDS_MARGIN = 2 << 10
 #: LDS that the sampler takes: histograms and the partial sums of a draw.
@@ -47,7 +50,7 @@ SAMPLER_BYTES = 18 << 10
 #: Work of a pass over a tile, beside the slices of a lane and in units of a slice: waiting and reducing.
 PASS_COST = 5
 #: Rows of logits between two epilogues.
-LOGIT_ROWS = 512
+LOGIT_ROWS = 256
 #: Bytes of a row of the table.
 STEP_BYTES = 64
 #: Epilogues of matvec, and those of the steps.
@@ -102,35 +105,45 @@ class _Step:
         return struct.pack("<16I", *words)
 
 
+@dataclass(frozen=True)
+class _Made:
+    """Where a value is: the step that makes it, its first word, and how many words four elements take."""
+
+    step: int
+    at: int
+    words: int
+
+
 @dataclass
 class _Builder:
     """Turns launches into steps, one after the other."""
 
     target: Target
-    tile_bytes: int  # 0: rows are read in place
+    slot_bytes: int  # 0: rows are read in place
     fast: bool
     kinds: list[TokenLinear] = field(default_factory=list)
     steps: list[_Step] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)  # of the steps
     regions: dict[str, int] = field(default_factory=dict)
     words: int = 0
-    made: dict[Ref, tuple[int, int]] = field(default_factory=dict)  # value -> (step, word offset)
+    made: dict[Ref, _Made] = field(default_factory=dict)
     stream: Ref | None = None  # where the residual stream is
     embedding: TokenEmbedding | None = None
     attention: TokenAttention | None = None
     rope: tuple[Ref, int, bool] | None = None  # table, rotated dimensions, interleaved
 
-    def add(self, launch: Launch) -> None:
+    def add(self, launch: Launch, following: Sequence[Launch]) -> None:
+        """``following``: the launches after this one, among which are those that read what it makes."""
         params = launch.kernel
         if isinstance(params, EmbeddingParams):
             self._embedding(params, launch)
         elif isinstance(params, MatvecParams):
-            self._matvec(params, launch)
+            self._matvec(params, launch, following)
         elif isinstance(params, AttentionDecodeParams):
             self._attention(params, launch)
         elif isinstance(params, SampleParams):
-            source, inbox = self._made(Ref("logits", 0))
-            self.steps.append(_Step(SAMPLER, inbox, source))
+            source = self._made(Ref("logits", 0))
+            self.steps.append(_Step(SAMPLER, source.at, source.step))
         else:
             raise NotPersistentError(f"stage '{params.stage}' has no step")
         product = self.steps[-1].kind - FIRST_LINEAR
@@ -146,14 +159,14 @@ class _Builder:
             self.words += align(words, 16)
         return self.regions[role]
 
-    def _made(self, value: Argument) -> tuple[int, int]:
+    def _made(self, value: Argument) -> _Made:
         if not isinstance(value, Ref) or value not in self.made:
             raise NotPersistentError("a step reads what no step before it made")
         return self.made[value]
 
-    def _finish(self, step: _Step, out: Argument) -> None:
+    def _finish(self, step: _Step, out: Argument, words: int = 2) -> None:
         assert isinstance(out, Ref)
-        self.made[out] = (len(self.steps), step.out)
+        self.made[out] = _Made(len(self.steps), step.out, words)
         self.steps.append(step)
 
     # -- steps
@@ -170,7 +183,7 @@ class _Builder:
         assert isinstance(out, Ref)
         self.stream = out
 
-    def _matvec(self, params: MatvecParams, launch: Launch) -> None:
+    def _matvec(self, params: MatvecParams, launch: Launch, following: Sequence[Launch]) -> None:
         args = dict(zip((a.name for a in params.args), launch.args, strict=True))
         if params.prologue not in ("none", "rmsnorm") or (
             params.prologue == "rmsnorm" and params.norm_parameters != ("norm_weight",)
@@ -182,14 +195,15 @@ class _Builder:
         out = args["q_out"] if params.rope else args["out"]
         if out == Ref("logits", 0):
             epilogue = "logits"
-        kind = self._kind(params, epilogue)
-        words = 2 * MOST_BLOCKS if epilogue == "logits" else params.out_rows // 2
-        source, inbox = self._made(args["x"])
+        source = self._made(args["x"])
+        fours = epilogue == "gated" and params.segments[0].rows % 4 == 0 and self._in_fours(out, following)
+        kind = self._kind(params, epilogue, source.words, 4 if fours else 2)
+        size = 2 * MOST_BLOCKS if epilogue == "logits" else params.out_rows // (4 if fours else 2)
         step = _Step(
             kind.kind,
-            inbox,
-            source,
-            self._region(launch.note, words),
+            source.at,
+            source.step,
+            self._region(launch.note, size),
             norm=_units(args["norm_weight"]) if kind.norm else 0,
             weights=tuple(_units(args[f"w{i}"]) for i in range(len(params.segments))),
             biases=tuple(_units(args[f"bias{i}"]) for i in range(len(params.segments)))
@@ -213,10 +227,10 @@ class _Builder:
             if self.rope not in (None, rope):
                 raise NotPersistentError("layers with different rotary embeddings have no step")
             self.rope = rope
-        self._finish(step, out)
+        self._finish(step, out, 1 if fours else 2)
 
-    def _kind(self, params: MatvecParams, epilogue: str) -> TokenLinear:
-        if params.activations == "global" and not self.tile_bytes:
+    def _kind(self, params: MatvecParams, epilogue: str, source_words: int, multiple: int) -> TokenLinear:
+        if params.activations == "global" and not self.slot_bytes:
             raise NotPersistentError(f"a vector of {params.cols} floats has no room in LDS")
         formats = tuple(s.format for s in params.segments)
         groups: list[TokenGroup] = []
@@ -237,13 +251,15 @@ class _Builder:
                 tuple(runs),
                 sums_at,
                 logits=epilogue == "logits",
-                floats=self._activations(params) == "lds",
+                activations=self._activations(params),
+                multiple=multiple,
             )
             sums_at += group.sums
             groups.append(group)
         kind = TokenLinear(
             FIRST_LINEAR + len(self.kinds),
             params.cols,
+            source_words,
             self._activations(params),
             params.prologue == "rmsnorm",
             params.eps,
@@ -258,6 +274,14 @@ class _Builder:
                 return known
         self.kinds.append(kind)
         return kind
+
+    def _in_fours(self, out: Argument, following: Sequence[Launch]) -> bool:
+        """Whether the next launch is the one that reads ``out``, a product that makes int8 of it."""
+        reader = following[0] if following else None
+        if reader is None or not isinstance(reader.kernel, MatvecParams):
+            return False
+        names = [argument.name for argument in reader.kernel.args]
+        return reader.kernel.act == "q8" and reader.args[names.index("x")] == out
 
     def _activations(self, params: MatvecParams) -> str:
         """How a product's vector is kept: floats of fast math as two int8, as good and three times faster."""
@@ -274,34 +298,28 @@ class _Builder:
         sums_at: int,
         *,
         logits: bool,
-        floats: bool,
+        activations: str,
+        multiple: int,
     ) -> TokenGroup:
-        """The geometry that takes the fewest passes over a block's share, each weighed with its slices.
-
-        With activations in floats a slice alone fills the registers, so a wave takes one row at a time.
-        """
-        waves = BLOCK // self.target.wave
-        pitch = sum(row_pitch(format, cols) for format in formats)
-        most = sum(2 * -(-(run.rows // 2) // self.target.compute_units) + run.rows % 2 for run in runs)
-        odd = any(run.rows % 2 for run in runs)
-        takes = (1,) if floats or odd else (1, 2, 4) if self.tile_bytes else (1, 2)
-        slices = max(cols // slice_elements(format) for format in formats)
-        best: tuple[float, int, int, int] | None = None
-        for share in (s for s in range(1, waves // len(formats) + 1) if waves % s == 0):
-            for take in takes:
-                tile_rows = waves // share // len(formats) * take
-                if self.tile_bytes and tile_rows * pitch > self.tile_bytes:
-                    continue
-                passes = -(-most // tile_rows)
-                cost = passes * (take * -(-slices // (share * self.target.wave)) + PASS_COST + take)
-                if best is None or cost < best[0]:
-                    best = (cost, tile_rows, take, share)
-        if best is None:
-            raise NotPersistentError(f"a row of {pitch} bytes has no room in a tile")
-        _, tile_rows, take, share = best
+        """The geometry that takes the least time for a block's share."""
+        units = self.target.compute_units
+        most = sum(multiple * -(-(r.rows // multiple) // units) + r.rows % multiple for r in runs)
+        work = _Work(cols, formats, activations, most, any(r.rows % 2 for r in runs))
+        geometry = _geometry(work, self.target, self.slot_bytes)
         # Twice the share of this target's chip: a smaller one of the same family takes more rows a block.
-        room = align(2 * most, tile_rows) if not logits else align(min(LOGIT_ROWS, 2 * most), tile_rows)
-        return TokenGroup(formats, runs, tile_rows, take, share, room, sums_at)
+        room = 2 * most if not logits else min(LOGIT_ROWS, 2 * most)
+        return TokenGroup(
+            formats,
+            runs,
+            geometry.tile_rows,
+            geometry.take,
+            geometry.share,
+            align(room, geometry.tile_rows),
+            sums_at,
+            multiple,
+            geometry.slot_rows,
+            geometry.slots,
+        )
 
     def _attention(self, params: AttentionDecodeParams, launch: Launch) -> None:
         args = dict(zip((a.name for a in params.args), launch.args, strict=True))
@@ -313,11 +331,68 @@ class _Builder:
             raise NotPersistentError("layers with different attention have no step")
         self.attention = attention
         half = params.cache.key_length // 2
-        source, inbox = self._made(args["q"])
+        source = self._made(args["q"])
         caches = (_units(args["k_cache"]), _units(args["v_cache"]))
         partial = self._region("partial", params.heads * attention.most_parts * (half + 1))
         out = self._region(launch.note, params.heads * half)
-        self._finish(_Step(ATTENTION, inbox, source, out, partial, caches=caches), args["out"])
+        self._finish(_Step(ATTENTION, source.at, source.step, out, partial, caches=caches), args["out"])
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a block has to multiply: ``most`` rows of each matrix at most, not all in pairs where ``odd``."""
+
+    cols: int
+    formats: tuple[str, ...]
+    activations: str
+    most: int
+    odd: bool
+
+    @property
+    def pitch(self) -> int:
+        """Bytes from a row to the next in LDS."""
+        return max(row_pitch(format, self.cols) for format in self.formats)
+
+    @property
+    def slices(self) -> int:
+        return max(self.cols // slice_elements(format) for format in self.formats)
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """How a block takes its rows: the fields of TokenGroup of the same names."""
+
+    tile_rows: int
+    take: int
+    share: int
+    slot_rows: int
+    slots: int
+
+
+def _geometry(work: _Work, target: Target, slot_bytes: int) -> _Geometry:
+    """The fewest passes, each weighed with its slices.
+
+    With activations in floats a slice alone fills the registers, so a wave takes one row at a time.
+    """
+    waves, matrices = BLOCK // target.wave, len(work.formats)
+    single = work.odd or work.activations == "lds"
+    takes = (1,) if single else (1, 2, 4) if slot_bytes else (1, 2)
+    best: tuple[int, _Geometry] | None = None
+    for share in (s for s in range(1, waves // matrices + 1) if waves % s == 0):
+        for take in takes:
+            tile_rows = waves // share // matrices * take
+            rows = tile_rows * matrices
+            slot_rows = min(slot_bytes // work.pitch, rows) if slot_bytes else rows
+            slots = -(-rows // slot_rows)
+            if slots > target.wave or (slot_bytes and rows * work.pitch > TILE_BYTES):
+                continue
+            rounds = -(-work.slices // (share * target.wave))
+            cost = -(-work.most // tile_rows) * (take * rounds + PASS_COST + take)
+            if best is None or cost < best[0]:
+                best = (cost, _Geometry(tile_rows, take, share, slot_rows, slots))
+    if best is None:
+        raise NotPersistentError(f"rows of {work.pitch} bytes have no room in a tile")
+    return best[1]
 
 
 def _role(note: str) -> str:
@@ -350,21 +425,21 @@ def persist(
         raise NotPersistentError("all steps in one kernel spill scalar registers there")
     if any(t.layout not in ("rows", "plain") for t in tensors.values()):
         raise NotPersistentError("weights of another layout have no step")
-    reasons: list[str] = []
-    for tile_bytes in TILE_BYTES if target.dynamic_lds else (0,):
-        try:
-            return _persist(launches, target, math, weight_bytes, tile_bytes)
-        except NotPersistentError as error:
-            reasons.append(str(error))
-    raise NotPersistentError(reasons[-1])
+    return _persist(launches, target, math, weight_bytes, _slot_bytes(launches) if target.dynamic_lds else 0)
+
+
+def _slot_bytes(launches: Sequence[Launch]) -> int:
+    """Room for the longest row of a product."""
+    kernels = [launch.kernel for launch in launches if isinstance(launch.kernel, MatvecParams)]
+    return max(SLOT_BYTES, *(row_pitch(s.format, kernel.cols) for kernel in kernels for s in kernel.segments))
 
 
 def _persist(
-    launches: Sequence[Launch], target: Target, math: str, weight_bytes: int, tile_bytes: int
+    launches: Sequence[Launch], target: Target, math: str, weight_bytes: int, slot_bytes: int
 ) -> Persistent:
-    builder = _Builder(target, tile_bytes, math == "fast")
-    for launch in launches:
-        builder.add(launch)
+    builder = _Builder(target, slot_bytes, math == "fast")
+    for i, launch in enumerate(launches):
+        builder.add(launch, launches[i + 1 :])
     embedding, attention, rope = builder.embedding, builder.attention, builder.rope
     if embedding is None or attention is None or rope is None:
         raise NotPersistentError("a step is missing: embedding, attention or rotary embedding")
@@ -379,18 +454,19 @@ def _persist(
     residual = 2 * (2 * -(-(embedding.cols // 2) // target.compute_units))
     steps = len(builder.steps)
     used = work + STEP_BYTES * steps + 4 * (sums + residual + rope[1]) + LDS_MARGIN
-    room = (target.dynamic_lds or 0 if tile_bytes else target.lds_bytes) - used
-    tiles = min(16, room // tile_bytes) if tile_bytes else 0
-    if room < 0 or (tile_bytes and tiles < LEAST_TILES):
+    room = (target.dynamic_lds or 0 if slot_bytes else target.lds_bytes) - used
+    slots = min(MOST_SLOTS, room // slot_bytes) if slot_bytes else 0
+    if room < 0 or (slot_bytes and slots < LEAST_SLOTS):
         raise NotPersistentError(f"LDS has no room for {used} bytes and the weights on their way")
     formats = {f for k in builder.kinds for g in k.groups for f in g.formats} | {embedding.format}
     params = TokenParams(
         target.family,
         target.wave,
         BLOCK,
-        stream="copies" if tile_bytes else "loads",
-        tiles=tiles,
-        tile_bytes=tile_bytes,
+        stream="copies" if slot_bytes else "loads",
+        slots=slots,
+        slot_bytes=slot_bytes,
+        copiers=COPIERS if slot_bytes else 0,
         weight_formats=tuple(sorted(formats, key=list(FORMATS).index)),
         steps=steps,
         work_bytes=work,
@@ -399,8 +475,8 @@ def _persist(
         angles=rope[1],
         rope_table=_units(rope[0]),
         exchange_words=align(builder.words, 512),
-        replicas=REPLICAS if tile_bytes else 1,
-        dynamic_lds=align(used + tiles * tile_bytes, 128) if tile_bytes else 0,
+        replicas=REPLICAS if slot_bytes else 1,
+        dynamic_lds=align(used + slots * slot_bytes, 128) if slot_bytes else 0,
         embedding=embedding,
         attention=attention,
         sampler=TokenSampler(embedding.vocab),

@@ -183,8 +183,8 @@ def test_the_ring_of_weights_fits_the_block(math: str, tmp_path: Path) -> None:
     (launch,) = program.sequences["decode"]
     params = launch.kernel
     assert isinstance(params, TokenParams) and params.stream == "copies"
-    assert params.threads == params.block + 32
-    assert target.dynamic_lds is not None and params.tiles * params.tile_bytes < params.launch_lds
+    assert params.threads == params.block + 32 * params.copiers
+    assert target.dynamic_lds is not None and params.slots * params.slot_bytes < params.launch_lds
     assert params.launch_lds <= target.dynamic_lds
     table = next(t for t in program.tensors if t.name == "token_table")
     assert len(table.literal) == table.bytes == 64 * params.steps

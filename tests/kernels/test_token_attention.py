@@ -113,7 +113,7 @@ def params_of(attention: TokenAttention, device: str) -> TokenParams:
         base,
         steps=2,
         linears=(),
-        tiles=min(base.tiles, 2),
+        slots=min(base.slots, 2),
         attention=attention,
         work_bytes=-(-max(base.work_bytes, work) // 128) * 128,
         angles=attention.rope_dims,

@@ -44,7 +44,9 @@ class TokenGroup:
     """Rows of some matrices of one format, or the same rows of two, that a block takes in tiles.
 
     ``share`` waves share ``take`` rows of a matrix at a time. ``runs``: matrices of one format are one after
-    the other in the tiles. Sums lie from ``sums_at`` on, for at most ``room`` rows between two epilogues.
+    the other in the tiles. A tile lies in ``slots`` slots of the ring, ``slot_rows`` rows in each. Shares of
+    blocks are whole multiples of ``multiple`` rows. Sums lie from ``sums_at`` on, for at most ``room`` rows
+    between two epilogues.
     """
 
     formats: tuple[str, ...]
@@ -54,6 +56,9 @@ class TokenGroup:
     share: int
     room: int
     sums_at: int
+    multiple: int
+    slot_rows: int
+    slots: int
 
     def before(self, run: int) -> tuple[str, ...]:
         """C terms that add up to the block's rows of the runs before one."""
@@ -65,8 +70,13 @@ class TokenGroup:
 
     @property
     def guards(self) -> tuple[str, ...]:
-        """C text before the products of each matrix: which teams of waves do them."""
-        return ("if (team < kTeams) ", "else ") if len(self.formats) > 1 else ("",)
+        """C text before the products of each distinct format: which matrices have it."""
+        return (" && matrix == 0", " && matrix > 0") if len(self.distinct) > 1 else ("",)
+
+    @property
+    def distinct(self) -> tuple[str, ...]:
+        """The formats, each once."""
+        return tuple(dict.fromkeys(self.formats))
 
     @property
     def sums(self) -> int:
@@ -76,10 +86,14 @@ class TokenGroup:
 
 @dataclass(frozen=True)
 class TokenLinear:
-    """A kind of product step. ``epilogue``: "store", "gated", "residual" or "logits"."""
+    """A kind of product step. ``epilogue``: "store", "gated", "residual" or "logits".
+
+    ``source_words``: words of the exchange that four elements of its vector take, 2 or 1.
+    """
 
     kind: int
     cols: int
+    source_words: int
     activations: str
     norm: bool
     eps: float
@@ -161,14 +175,16 @@ class TokenAttention:
 class TokenParams(StageParams):
     """Everything of the kernel; sizes in bytes, words (of 8 bytes) or floats as the names say.
 
-    ``stream`` "copies" has a wave of its own that fills a ring of ``tiles`` tiles of ``tile_bytes`` in LDS,
-    "loads" reads weights where they are used. ``rope_table`` is an offset in units of 16 bytes. ``timed``:
-    every block stamps the clocks at which it was where, which costs a few per cent of a token.
+    ``stream`` "copies" has ``copiers`` waves more that fill a ring of ``slots`` slots of ``slot_bytes`` in
+    LDS, each one of them at a time; "loads" reads weights where they are used. ``rope_table`` is an offset
+    in units of 16 bytes. ``timed``: every block stamps the clocks at which it was where, which costs a few
+    per cent of a token.
     """
 
     stream: str
-    tiles: int
-    tile_bytes: int
+    slots: int
+    slot_bytes: int
+    copiers: int
     weight_formats: tuple[str, ...]
     steps: int
     work_bytes: int
@@ -204,7 +220,7 @@ class TokenParams(StageParams):
 
     @property
     def threads(self) -> int:
-        return self.block + (self.wave if self.stream == "copies" else 0)
+        return self.block + self.wave * self.copiers
 
     @property
     def cooperative(self) -> bool:
