@@ -35,13 +35,15 @@ __all__ = ["NotPersistentError", "Persistent", "persist"]
 
 #: Threads of a block, without the wave that copies.
 BLOCK = 512
-#: Bytes of a tile of weights at most, and of a slot of the ring, which is at least a row.
-TILE_BYTES, SLOT_BYTES = 37 << 10, 18560
-#: Slots of a ring, at least and at most; a wave has a lane for every slot of a tile.
+#: Bytes of a tile of weights at most.
+TILE_BYTES = 37 << 10
+#: Bytes of a slot of the ring: the first that holds two of a model's longest rows, else the last.
+SLOT_BYTES = (14848, 18560)
+#: Slots of a ring, at least and at most.
 LEAST_SLOTS, MOST_SLOTS = 6, 64
 #: Waves that copy weights, each a slot at a time. With 132 blocks an H100 needs about 3 MB on their way for
 #: all its bandwidth; with more everything else that is read waits longer: a token of Llama-3.2-1B Q4_0 takes
-#: 403 us with 37 KiB a block, 423 to 458 us with more.
+#: 350 us with 29 KiB a block, 362 with 36, and before that 403 with 36, 423 to 458 with more.
 COPIERS = 2
 #: LDS of a block, in bytes, that the tables and small arrays of the kernel take besides what is counted here.
 LDS_MARGIN = 2 << 10
@@ -429,9 +431,10 @@ def persist(
 
 
 def _slot_bytes(launches: Sequence[Launch]) -> int:
-    """Room for the longest row of a product."""
+    """A slot with room for the longest row of a product."""
     kernels = [launch.kernel for launch in launches if isinstance(launch.kernel, MatvecParams)]
-    return max(SLOT_BYTES, *(row_pitch(s.format, kernel.cols) for kernel in kernels for s in kernel.segments))
+    longest = max(row_pitch(s.format, kernel.cols) for kernel in kernels for s in kernel.segments)
+    return next((size for size in SLOT_BYTES if size >= 2 * longest), max(SLOT_BYTES[-1], longest))
 
 
 def _persist(
