@@ -11,7 +11,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from forgec.plan.layouts import FORMATS, row_pitch, slice_elements
+from forgec.plan.layouts import FORMATS, row_pitch
 from forgec.plan.memory import align
 from forgec.plan.program import Argument, Launch, PackedTensor, Ref
 from forgec.plan.stages import AttentionDecodeParams, EmbeddingParams, MatvecParams, SampleParams
@@ -29,14 +29,13 @@ from forgec.plan.stages.token import (
     TokenSampler,
 )
 from forgec.plan.token_attention import token_attention, without_step
+from forgec.plan.token_geometry import Work, geometry
 from forgec.targets import Target
 
 __all__ = ["NotPersistentError", "Persistent", "persist"]
 
 #: Threads of a block, without the wave that copies.
 BLOCK = 512
-#: Bytes of a tile of weights at most.
-TILE_BYTES = 37 << 10
 #: Bytes of a slot of the ring: the first that holds two of a model's longest rows, else the last.
 SLOT_BYTES = (14848, 18560)
 #: Slots of a ring, at least and at most.
@@ -49,8 +48,6 @@ COPIERS = 2
 LDS_MARGIN = 2 << 10
 #: LDS that the sampler takes: histograms and the partial sums of a draw.
 SAMPLER_BYTES = 18 << 10
-#: Work of a pass over a tile, beside the slices of a lane and in units of a slice: waiting and reducing.
-PASS_COST = 5
 #: Rows of logits between two epilogues.
 LOGIT_ROWS = 256
 #: Bytes of a row of the table.
@@ -86,7 +83,10 @@ class Persistent:
 
 @dataclass(frozen=True)
 class _Step:
-    """A row of the table: ``source`` is the number of the step that makes the input."""
+    """A row of the table: ``source`` is the number of the step that makes the input.
+
+    ``partial`` is where attention's parts of the keys meet; the step of the logits clears ``partial_words``.
+    """
 
     kind: int
     inbox: int = 0
@@ -94,6 +94,7 @@ class _Step:
     out: int = 0
     partial: int = 0
     norm: int = 0
+    partial_words: int = 0
     weights: tuple[int, ...] = ()
     biases: tuple[int, ...] = ()
     caches: tuple[int, ...] = ()
@@ -103,7 +104,12 @@ class _Step:
             return (*values, *(0,) * (count - len(values)))
 
         words: tuple[int, ...] = (self.kind, self.inbox, self.source, self.out, self.partial, self.norm)
-        words += padded(self.weights, 3) + padded(self.biases, 3) + padded(self.caches, 2) + (0, 0)
+        words += (
+            padded(self.weights, 3)
+            + padded(self.biases, 3)
+            + padded(self.caches, 2)
+            + (self.partial_words, 0)
+        )
         return struct.pack("<16I", *words)
 
 
@@ -132,6 +138,7 @@ class _Builder:
     stream: Ref | None = None  # where the residual stream is
     embedding: TokenEmbedding | None = None
     attention: TokenAttention | None = None
+    parts: tuple[int, int] = (0, 0)  # where attention's parts of the keys meet, and how many words
     rope: tuple[Ref, int, bool] | None = None  # table, rotated dimensions, interleaved
 
     def add(self, launch: Launch, following: Sequence[Launch]) -> None:
@@ -206,6 +213,8 @@ class _Builder:
             source.at,
             source.step,
             self._region(launch.note, size),
+            partial=self.parts[0] if epilogue == "logits" else 0,
+            partial_words=self.parts[1] if epilogue == "logits" else 0,
             norm=_units(args["norm_weight"]) if kind.norm else 0,
             weights=tuple(_units(args[f"w{i}"]) for i in range(len(params.segments))),
             biases=tuple(_units(args[f"bias{i}"]) for i in range(len(params.segments)))
@@ -306,21 +315,23 @@ class _Builder:
         """The geometry that takes the least time for a block's share."""
         units = self.target.compute_units
         most = sum(multiple * -(-(r.rows // multiple) // units) + r.rows % multiple for r in runs)
-        work = _Work(cols, formats, activations, most, any(r.rows % 2 for r in runs))
-        geometry = _geometry(work, self.target, self.slot_bytes)
+        work = Work(cols, formats, activations, most, any(r.rows % 2 for r in runs))
+        best = geometry(work, self.target, BLOCK, self.slot_bytes)
+        if best is None:
+            raise NotPersistentError(f"rows of {work.pitch} bytes have no room in a tile")
         # Twice the share of this target's chip: a smaller one of the same family takes more rows a block.
         room = 2 * most if not logits else min(LOGIT_ROWS, 2 * most)
         return TokenGroup(
             formats,
             runs,
-            geometry.tile_rows,
-            geometry.take,
-            geometry.share,
-            align(room, geometry.tile_rows),
+            best.tile_rows,
+            best.take,
+            best.share,
+            align(room, best.tile_rows),
             sums_at,
             multiple,
-            geometry.slot_rows,
-            geometry.slots,
+            best.slot_rows,
+            best.slots,
         )
 
     def _attention(self, params: AttentionDecodeParams, launch: Launch) -> None:
@@ -335,66 +346,10 @@ class _Builder:
         half = params.cache.key_length // 2
         source = self._made(args["q"])
         caches = (_units(args["k_cache"]), _units(args["v_cache"]))
-        partial = self._region("partial", params.heads * attention.most_parts * (half + 1))
+        words = params.heads * attention.most_parts * (half + 1)
+        self.parts = (self._region("partial", words), words)
         out = self._region(launch.note, params.heads * half)
-        self._finish(_Step(ATTENTION, source.at, source.step, out, partial, caches=caches), args["out"])
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What a block has to multiply: ``most`` rows of each matrix at most, not all in pairs where ``odd``."""
-
-    cols: int
-    formats: tuple[str, ...]
-    activations: str
-    most: int
-    odd: bool
-
-    @property
-    def pitch(self) -> int:
-        """Bytes from a row to the next in LDS."""
-        return max(row_pitch(format, self.cols) for format in self.formats)
-
-    @property
-    def slices(self) -> int:
-        return max(self.cols // slice_elements(format) for format in self.formats)
-
-
-@dataclass(frozen=True)
-class _Geometry:
-    """How a block takes its rows: the fields of TokenGroup of the same names."""
-
-    tile_rows: int
-    take: int
-    share: int
-    slot_rows: int
-    slots: int
-
-
-def _geometry(work: _Work, target: Target, slot_bytes: int) -> _Geometry:
-    """The fewest passes, each weighed with its slices.
-
-    With activations in floats a slice alone fills the registers, so a wave takes one row at a time.
-    """
-    waves, matrices = BLOCK // target.wave, len(work.formats)
-    single = work.odd or work.activations == "lds"
-    takes = (1,) if single else (1, 2, 4) if slot_bytes else (1, 2)
-    best: tuple[int, _Geometry] | None = None
-    for share in (s for s in range(1, waves // matrices + 1) if waves % s == 0):
-        for take in takes:
-            tile_rows = waves // share // matrices * take
-            rows = tile_rows * matrices
-            slot_rows = min(slot_bytes // work.pitch, rows) if slot_bytes else rows
-            slots = -(-rows // slot_rows)
-            if slots > target.wave or (slot_bytes and rows * work.pitch > TILE_BYTES):
-                continue
-            rounds = -(-work.slices // (share * target.wave))
-            cost = -(-work.most // tile_rows) * (take * rounds + PASS_COST + take)
-            if best is None or cost < best[0]:
-                best = (cost, _Geometry(tile_rows, take, share, slot_rows, slots))
-    if best is None:
-        raise NotPersistentError(f"rows of {work.pitch} bytes have no room in a tile")
-    return best[1]
+        self._finish(_Step(ATTENTION, source.at, source.step, out, self.parts[0], caches=caches), args["out"])
 
 
 def _role(note: str) -> str:
@@ -458,7 +413,8 @@ def _persist(
     steps = len(builder.steps)
     used = work + STEP_BYTES * steps + 4 * (sums + residual + rope[1]) + LDS_MARGIN
     room = (target.dynamic_lds or 0 if slot_bytes else target.lds_bytes) - used
-    slots = min(MOST_SLOTS, room // slot_bytes) if slot_bytes else 0
+    # Whole turns of the copying waves: a place of the ring belongs to one of them, which waits for it alone.
+    slots = min(MOST_SLOTS, room // slot_bytes) // COPIERS * COPIERS if slot_bytes else 0
     if room < 0 or (slot_bytes and slots < LEAST_SLOTS):
         raise NotPersistentError(f"LDS has no room for {used} bytes and the weights on their way")
     formats = {f for k in builder.kinds for g in k.groups for f in g.formats} | {embedding.format}

@@ -18,10 +18,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
@@ -33,6 +35,8 @@ from forgec.synth.blocks import random_rows  # noqa: E402
 #: Bytes of weights.bin made at a time, in rows that every layout keeps together.
 PIECE_BYTES = 4 << 20
 ROW_MULTIPLE = 64
+#: Different pieces of a format and a length of row; large matrices repeat them, which no kernel notices.
+POOL = 8
 
 
 def fill(package: Path, seed: int = 0, threads: int | None = None) -> int:
@@ -76,8 +80,8 @@ def _jobs(tensor: Mapping[str, Any], seed: int) -> Iterator[Job]:
     step = max(1, PIECE_BYTES * rows // max(1, total) // ROW_MULTIPLE) * ROW_MULTIPLE
     if tensor["layout"] == "plain":
         step = rows
-    for first in range(0, rows, step):
-        yield tensor, first, min(step, rows - first), [seed, name, first]
+    for i, first in enumerate(range(0, rows, step)):
+        yield tensor, first, min(step, rows - first), [seed, (name + i) % POOL]
 
 
 def _write_piece(descriptor: int, tensor: Mapping[str, Any], first: int, rows: int, seed: list[int]) -> None:
@@ -88,13 +92,18 @@ def _write_piece(descriptor: int, tensor: Mapping[str, Any], first: int, rows: i
     if tensor["layout"] == "plain":
         _store(descriptor, _plain(tensor["name"], tensor["bytes"]).data, tensor["offset"])
         return
-    rng = np.random.Generator(np.random.SFC64(seed))
-    cols, kind = tensor["cols"], tensor["format"].upper()
-    raw = random_rows(kind, rows, cols, cols**-0.5, rng)
-    data = pack(raw.reshape(-1), tensor["format"], tensor["layout"], rows, cols)
+    format, layout, cols = tensor["format"], tensor["layout"], tensor["cols"]
     # What the rows before take: whole groups of rows, so every layout has them in front.
-    before = matrix_bytes(tensor["format"], tensor["layout"], first, cols)
-    _store(descriptor, data.data, tensor["offset"] + before)
+    before = matrix_bytes(format, layout, first, cols)
+    _store(descriptor, _piece(format, layout, rows, cols, *seed).data, tensor["offset"] + before)
+
+
+@lru_cache(maxsize=64)
+def _piece(format: str, layout: str, rows: int, cols: int, *seed: int) -> npt.NDArray[np.uint8]:
+    """Packed random rows."""
+    rng = np.random.Generator(np.random.SFC64(seed))
+    raw = random_rows(format.upper(), rows, cols, cols**-0.5, rng)
+    return pack(raw.reshape(-1), format, layout, rows, cols)
 
 
 def _plain(name: str, size: int) -> np.ndarray[Any, np.dtype[np.float32]]:
