@@ -184,7 +184,7 @@ def test_the_ring_of_weights_fits_the_block(math: str, tmp_path: Path) -> None:
     params = launch.kernel
     assert isinstance(params, TokenParams) and params.stream == "copies"
     assert params.threads == params.block + 32 * params.copiers
-    # Filled by another wave, a place could be a phase ahead of the one that waits for it, which then waits for ever.
+    # Filled by another wave, a place could be a phase ahead of the one that waits for it, for ever.
     assert params.slots % params.copiers == 0
     assert target.dynamic_lds is not None and params.slots * params.slot_bytes < params.launch_lds
     assert params.launch_lds <= target.dynamic_lds
