@@ -149,3 +149,44 @@ def test_cooperative_launch_through_hip() -> None:
     back = np.zeros_like(after)
     ok(hip.hipMemcpy(back, memory, back.nbytes, hip.hipMemcpyKind.hipMemcpyDeviceToHost))
     assert np.array_equal(back, after)
+
+
+# Writers put a number into both halves of a word; a reader counts words whose halves differ, and how often they
+# changed while it looked.
+HALVES = """
+KERNEL BLOCK(32) void halves(u64* words, u32* torn, u32 rounds) {
+  u64* own = words + lane_id();
+  u32 bad = 0, changed = 0, last = 0;
+  for (u32 r = 1; r <= rounds; ++r) {
+    if (block_id() % 2 == 0) {
+      __hip_atomic_store(own, (u64)r << 32 | r, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
+    } else {
+      const u64 word = __hip_atomic_load(own, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
+      bad += (u32)(word >> 32) != (u32)word;
+      changed += (u32)word != last;
+      last = (u32)word;
+    }
+  }
+  torn[(block_id() * 32 + lane_id()) * 2] = bad;
+  torn[(block_id() * 32 + lane_id()) * 2 + 1] = changed;
+}
+"""
+
+
+@pytest.mark.parametrize("arch", ["gfx1100", "gfx942"])
+def test_two_words_travel_whole(arch: str) -> None:
+    image, listing = build(HALVES, arch)
+    device = Device(arch, threads=2, timeout=60)
+    module = device.load(image, listing)
+    device.compiled(module, "halves")
+    changed = 0
+    for _ in range(20):  # until the two workgroups have run at the same time
+        words, torn = device.upload(np.zeros(64, np.uint64)), device.upload(np.zeros((4, 32, 2), np.uint32))
+        device.launch(module, "halves", 2, 32, struct.pack("<QQI", words, torn, 50_000))
+        seen = device.read(torn, np.uint32, 2 * 32 * 2).reshape(2, 32, 2)[1]
+        assert not seen[:, 0].any()
+        changed = int(seen[:, 1].max())
+        if changed > 100:
+            break
+    assert changed > 1
+    device.close()

@@ -30,7 +30,7 @@ from forgec.tune.measure import time_groups  # noqa: E402
 from forgec.tune.table import result_text, write_table  # noqa: E402
 from tests.gpu.random_weights import fill  # noqa: E402
 from tests.gpu.run_model import load  # noqa: E402
-from tests.gpu.table import forgec, roomy, rows_named  # noqa: E402
+from tests.gpu.table import forgec, roomy, rows_named, unpack  # noqa: E402
 
 ARCHIVE = "tuning.tar.xz"
 
@@ -59,8 +59,7 @@ def prepare(folder: Path, arch: str, names: Sequence[str], layers: int | None) -
 def run(folder: Path, names: Sequence[str], device: str | None, output: Path) -> None:
     """Time all candidates; the table is written after every model."""
     with tempfile.TemporaryDirectory(dir=roomy(folder)) as work:
-        with tarfile.open(folder / ARCHIVE) as tar:
-            tar.extractall(work, filter="data")
+        unpack(folder / ARCHIVE, Path(work))
         for row in rows_named(names):
             part = Path(work, row.name)
             if not part.is_dir():

@@ -32,6 +32,7 @@ static int check_global(Wave *w, u32 site, u32 lane, u64 a, u32 bytes, int write
 
 typedef u16 __attribute__((aligned(1), may_alias)) un16;
 typedef u32 __attribute__((aligned(1), may_alias)) un32;
+typedef u64 __attribute__((aligned(1), may_alias)) un64;
 typedef u32 __attribute__((ext_vector_type(4))) V4;
 typedef V4 __attribute__((aligned(1), may_alias)) un128;
 
@@ -175,6 +176,23 @@ static int lds_races(Wave *w, u32 site, const Lanes *x, u32 bytes, int kind, int
 }
 
 
+/* n words from one lane's address to n registers, and back. Other workgroups run at the same time: two words travel
+   whole, as they do on a GPU, so that who finds one half of what another wrote finds the other half too. */
+static void load_lane(u32 *restrict out, u32 l, const u8 *p, int n) {
+  int i = 0;
+  for (; i + 1 < n; i += 2) {
+    u64 both = *(const volatile un64 *)(p + 4 * i);
+    out[i * W + l] = (u32)both;
+    out[(i + 1) * W + l] = (u32)(both >> 32);
+  }
+  if (i < n) out[i * W + l] = *(const un32 *)(p + 4 * i);
+}
+static void store_lane(u8 *p, const u32 *in, u32 l, int n) {
+  int i = 0;
+  for (; i + 1 < n; i += 2) *(volatile un64 *)(p + 4 * i) = (u64)in[(i + 1) * W + l] << 32 | in[i * W + l];
+  if (i < n) *(un32 *)(p + 4 * i) = in[i * W + l];
+}
+
 /* n words from each lane's address to n registers: four lanes at a time, whose words are transposed. */
 static void load_all(u32 *restrict out, u8 *const *p, int n) {
   if (n == 4) {
@@ -190,8 +208,7 @@ static void load_all(u32 *restrict out, u8 *const *p, int n) {
     }
     return;
   }
-  for (u32 l = 0; l < W; ++l)
-    for (int i = 0; i < n; ++i) out[i * W + l] = ((const un32 *)p[l])[i];
+  for (u32 l = 0; l < W; ++l) load_lane(out, l, p[l], n);
 }
 
 /* A wave that finds the same value at the same address again waits for another one: its turn ends at the next loop. */
@@ -234,7 +251,7 @@ static int load(Wave *w, u32 site, int space, const U64 *addr, int dst, int byte
     } else {
       for (mask r = m; r; r &= r - 1) {
         u32 l = (u32)__builtin_ctzl(r);
-        for (int i = 0; i < n; ++i) out[i * W + l] = ((const un32 *)x.p[l])[i];
+        load_lane(out, l, x.p[l], n);
       }
     }
     return 0;
@@ -284,8 +301,7 @@ int emu_store(Wave *w, u32 site, int space, const U64 *addr, int src, int bytes,
       case 1: *x.p[l] = (u8)value; break;
       case 2: *(un16 *)x.p[l] = (u16)value; break;
       case 4: __atomic_store_n((u32 *)x.p[l], value, __ATOMIC_RELAXED); break;
-      default:
-        for (int i = 0; i < bytes / 4; ++i) ((un32 *)x.p[l])[i] = in[i * W + l];
+      default: store_lane(x.p[l], in, l, bytes / 4);
     }
   }
   return 0;
