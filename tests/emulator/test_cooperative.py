@@ -151,8 +151,8 @@ def test_cooperative_launch_through_hip() -> None:
     assert np.array_equal(back, after)
 
 
-# Writers put a number into both halves of a word; a reader counts words whose halves differ, and how often they
-# changed while it looked.
+# A writer puts a number into both halves of a word; a reader counts words whose halves differ, and how often
+# they changed while it looked.
 HALVES = """
 KERNEL BLOCK(32) void halves(u64* words, u32* torn, u32 rounds) {
   u64* own = words + lane_id();
