@@ -34,7 +34,7 @@ from forgec.targets import Target
 
 __all__ = ["NotPersistentError", "Persistent", "persist"]
 
-#: Threads of a block, without the wave that copies.
+#: Threads of a block, without the waves that copy.
 BLOCK = 512
 #: Bytes of a slot of the ring: the first that holds two of a model's longest rows, else the last.
 SLOT_BYTES = (14848, 18560)
@@ -141,8 +141,8 @@ class _Builder:
     parts: tuple[int, int] = (0, 0)  # where attention's parts of the keys meet, and how many words
     rope: tuple[Ref, int, bool] | None = None  # table, rotated dimensions, interleaved
 
-    def add(self, launch: Launch, following: Sequence[Launch]) -> None:
-        """``following``: the launches after this one, among which are those that read what it makes."""
+    def add(self, launch: Launch, following: Launch | None) -> None:
+        """``following``: the launch after this one, which may be the one that reads what it makes."""
         params = launch.kernel
         if isinstance(params, EmbeddingParams):
             self._embedding(params, launch)
@@ -192,7 +192,7 @@ class _Builder:
         assert isinstance(out, Ref)
         self.stream = out
 
-    def _matvec(self, params: MatvecParams, launch: Launch, following: Sequence[Launch]) -> None:
+    def _matvec(self, params: MatvecParams, launch: Launch, following: Launch | None) -> None:
         args = dict(zip((a.name for a in params.args), launch.args, strict=True))
         if params.prologue not in ("none", "rmsnorm") or (
             params.prologue == "rmsnorm" and params.norm_parameters != ("norm_weight",)
@@ -206,8 +206,9 @@ class _Builder:
             epilogue = "logits"
         source = self._made(args["x"])
         fours = epilogue == "gated" and params.segments[0].rows % 4 == 0 and self._in_fours(out, following)
-        kind = self._kind(params, epilogue, source.words, 4 if fours else 2)
-        size = 2 * MOST_BLOCKS if epilogue == "logits" else params.out_rows // (4 if fours else 2)
+        multiple = 4 if fours else 2  # rows that share a word
+        kind = self._kind(params, epilogue, source.words, multiple)
+        size = 2 * MOST_BLOCKS if epilogue == "logits" else params.out_rows // multiple
         step = _Step(
             kind.kind,
             source.at,
@@ -238,7 +239,7 @@ class _Builder:
             if self.rope not in (None, rope):
                 raise NotPersistentError("layers with different rotary embeddings have no step")
             self.rope = rope
-        self._finish(step, out, 1 if fours else 2)
+        self._finish(step, out, 4 // multiple)
 
     def _kind(self, params: MatvecParams, epilogue: str, source_words: int, multiple: int) -> TokenLinear:
         if params.activations == "global" and not self.slot_bytes:
@@ -286,9 +287,8 @@ class _Builder:
         self.kinds.append(kind)
         return kind
 
-    def _in_fours(self, out: Argument, following: Sequence[Launch]) -> bool:
+    def _in_fours(self, out: Argument, reader: Launch | None) -> bool:
         """Whether the next launch is the one that reads ``out``, a product that makes int8 of it."""
-        reader = following[0] if following else None
         if reader is None or not isinstance(reader.kernel, MatvecParams):
             return False
         names = [argument.name for argument in reader.kernel.args]
@@ -396,8 +396,8 @@ def _persist(
     launches: Sequence[Launch], target: Target, math: str, weight_bytes: int, slot_bytes: int
 ) -> Persistent:
     builder = _Builder(target, slot_bytes, math == "fast")
-    for i, launch in enumerate(launches):
-        builder.add(launch, launches[i + 1 :])
+    for launch, following in zip(launches, (*launches[1:], None), strict=True):
+        builder.add(launch, following)
     embedding, attention, rope = builder.embedding, builder.attention, builder.rope
     if embedding is None or attention is None or rope is None:
         raise NotPersistentError("a step is missing: embedding, attention or rotary embedding")

@@ -197,7 +197,9 @@ def _load_modules(files: Sequence[Path]) -> None:
     from runtime.driver import DriverOptions
     from runtime.driver_cuda import CudaDriver
 
-    driver = CudaDriver(DriverOptions(ROOT, "sm_90", 32))
+    package = files[0].parents[1]  # all of them are for one target
+    target = json.loads((package / "manifest.json").read_text(encoding="utf-8"))["target"]
+    driver = CudaDriver(DriverOptions(package, target["name"], target["wave"]))
     for file in files:
         driver.load_module(file.read_bytes(), file.name, file)
 

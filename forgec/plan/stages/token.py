@@ -60,10 +60,6 @@ class TokenGroup:
     slot_rows: int
     slots: int
 
-    def before(self, run: int) -> tuple[str, ...]:
-        """C terms that add up to the block's rows of the runs before one."""
-        return tuple(f" + s.run[{i}].count" for i in range(run))
-
     @property
     def label(self) -> str:
         return "[" + ", ".join(str(run.rows) for run in self.runs) + "] " + " and ".join(self.formats)
