@@ -1,4 +1,4 @@
-"""NVIDIA GPUs through the CUDA driver API: one stream, PTX modules, captured graphs.
+"""NVIDIA GPUs through the CUDA driver API: a stream and one beside it, PTX modules, captured graphs.
 
 In come the calls of the Driver protocol, out go calls of ``libcuda.so.1``. Needs the NVIDIA driver and
 nothing else; the driver itself compiles the PTX when a module is loaded.
@@ -35,7 +35,7 @@ _STATIC_SHARED_BYTES = 48 << 10
 
 
 class CudaDriver(StagedTransfers):
-    """One GPU's primary context and one stream on it."""
+    """One GPU's primary context, the stream for everything, and one beside it for what goes to the host."""
 
     name = "cuda"
     queue_depth = 4
@@ -50,6 +50,8 @@ class CudaDriver(StagedTransfers):
         self._context = self._handle("cuDevicePrimaryCtxRetain", self._device)
         try:
             self._stream = self._handle("cuStreamCreate", _STREAM_NON_BLOCKING)
+            self._beside = self._handle("cuStreamCreate", _STREAM_NON_BLOCKING)
+            self._made = self.event_create()
             self._staging = Staging(self)
         except BaseException:
             self._try("cuDevicePrimaryCtxRelease_v2", self._device)
@@ -246,11 +248,14 @@ class CudaDriver(StagedTransfers):
         if self._context is None:
             return
         try:
-            self._try("cuStreamSynchronize", self._stream)
+            for stream in (self._stream, self._beside):
+                self._try("cuStreamSynchronize", stream)
             # After a fault every call fails, and the fault has been reported by the call that met it.
             with contextlib.suppress(DeviceError):
                 self._staging.close()
-            self._try("cuStreamDestroy_v2", self._stream)
+            self._try("cuEventDestroy_v2", self._made)
+            for stream in (self._stream, self._beside):
+                self._try("cuStreamDestroy_v2", stream)
         finally:
             self._try("cuDevicePrimaryCtxRelease_v2", self._device)
             self._context = None
@@ -268,6 +273,12 @@ class CudaDriver(StagedTransfers):
 
     def copy_to_host(self, host: int, device: int, size: int) -> None:
         self._call("cuMemcpyDtoHAsync_v2", host, device, size, self._stream)
+
+    def copy_aside(self, host: int, device: int, size: int, done: c_void_p) -> None:
+        self.event_record(self._made)
+        self._call("cuStreamWaitEvent", self._beside, self._made, 0)
+        self._call("cuMemcpyDtoHAsync_v2", host, device, size, self._beside)
+        self._call("cuEventRecord", done, self._beside)
 
     def event_create(self) -> c_void_p:
         return self._handle("cuEventCreate", _EVENT_DISABLE_TIMING)

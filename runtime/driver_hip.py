@@ -1,4 +1,4 @@
-"""AMD GPUs through hip-python: one stream, code objects, captured graphs.
+"""AMD GPUs through hip-python: a stream and one beside it, code objects, captured graphs.
 
 In come the calls of the Driver protocol, out go calls of ROCm's ``libamdhip64``. Kernel arguments travel as
 one packed buffer; nothing here packs a Python value.
@@ -36,7 +36,7 @@ class Graph:
 
 
 class HipDriver(StagedTransfers):
-    """One AMD GPU and one stream on it."""
+    """One AMD GPU, the stream for everything, and one beside it for what goes to the host."""
 
     name = "hip"
     queue_depth = 4
@@ -53,6 +53,8 @@ class HipDriver(StagedTransfers):
         self._arch = self._read_arch()
         self._check_target(options)
         self._stream = self._call("hipStreamCreateWithFlags", _STREAM_NON_BLOCKING)
+        self._beside = self._call("hipStreamCreateWithFlags", _STREAM_NON_BLOCKING)
+        self._made = self.event_create()
         self._staging = Staging(self)
 
     def _call(self, symbol: str, *arguments: Any) -> Any:
@@ -258,11 +260,14 @@ class HipDriver(StagedTransfers):
         self._closed = True
         # After a fault every call fails, and the fault has been reported by the call that met it.
         with contextlib.suppress(DeviceError):
-            self._call("hipStreamSynchronize", self._stream)
+            for stream in (self._stream, self._beside):
+                self._call("hipStreamSynchronize", stream)
         with contextlib.suppress(DeviceError):
             self._staging.close()
         with contextlib.suppress(DeviceError):
-            self._call("hipStreamDestroy", self._stream)
+            self.event_destroy(self._made)
+            for stream in (self._stream, self._beside):
+                self._call("hipStreamDestroy", stream)
 
     # What Staging asks for.
 
@@ -277,6 +282,12 @@ class HipDriver(StagedTransfers):
 
     def copy_to_host(self, host: int, device: int, size: int) -> None:
         self._call("hipMemcpyDtoHAsync", host, device, size, self._stream)
+
+    def copy_aside(self, host: int, device: int, size: int, done: Any) -> None:
+        self.event_record(self._made)
+        self._call("hipStreamWaitEvent", self._beside, self._made, 0)
+        self._call("hipMemcpyDtoHAsync", host, device, size, self._beside)
+        self._call("hipEventRecord", done, self._beside)
 
     def event_create(self) -> Any:
         return self._call("hipEventCreateWithFlags", _EVENT_DISABLE_TIMING)

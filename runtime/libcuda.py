@@ -53,6 +53,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuStreamCreate": (_HandleOut, c_uint),
     "cuStreamDestroy_v2": (_Handle,),
     "cuStreamSynchronize": (_Handle,),
+    "cuStreamWaitEvent": (_Handle, _Handle, c_uint),
     "cuStreamBeginCapture_v2": (_Handle, c_int),
     "cuStreamEndCapture": (_Handle, _HandleOut),
     "cuGraphInstantiateWithFlags": (_HandleOut, _Handle, c_uint64),
