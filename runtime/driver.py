@@ -106,6 +106,10 @@ class Driver(Protocol):
         """The device address of host memory that the device can use in place; None where it cannot."""
         ...
 
+    def upload_file(self, address: int, path: Path, size: int) -> None:
+        """``upload`` of the first ``size`` bytes of a file; PackageError when they cannot be read."""
+        ...
+
     def resident_blocks(self, function: Any, block: int, lds: int = 0) -> int:
         """Blocks of ``block`` threads held at once: the most that may wait for each other."""
         ...

@@ -93,7 +93,7 @@ class Engine:
                 self._allocate()
             if self._addresses["weights"] in self._allocated:
                 with self._timed("upload"):
-                    driver.upload(self._addresses["weights"], weights.view)
+                    self._upload_weights(self._addresses["weights"])
             with self._timed("kernels"):
                 for sequence in SEQUENCES:
                     self._prepare(sequence)
@@ -138,6 +138,13 @@ class Engine:
         self._make(
             [b for b in self._manifest.buffers if b.init != "demand" and b.name not in self._addresses]
         )
+
+    def _upload_weights(self, address: int) -> None:
+        upload_file = getattr(self._driver, "upload_file", None)
+        if upload_file is None:
+            self._driver.upload(address, self._weights.view)
+        else:
+            upload_file(address, self._weights.path, len(self._weights.view))
 
     def _make(self, wanted: Sequence[BufferSpec]) -> None:
         if not wanted:

@@ -69,16 +69,16 @@ def _missing(path: Path, relative: str, error: OSError | None) -> PackageError:
 
 
 class Weights:
-    """weights.bin, memory-mapped read-only. ``view`` is its bytes; valid until ``close``."""
+    """weights.bin at ``path``, memory-mapped read-only. ``view`` is its bytes; valid until ``close``."""
 
     def __init__(self, manifest: Manifest) -> None:
         """Map the file. Raises: PackageError when it is missing or its size is wrong."""
         self._spec = manifest.weights
-        path = manifest.package / self._spec.file
+        self.path = manifest.package / self._spec.file
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = os.open(self.path, os.O_RDONLY)
         except OSError as error:
-            raise _missing(path, self._spec.file, error) from error
+            raise _missing(self.path, self._spec.file, error) from error
         try:
             size = os.fstat(descriptor).st_size
             if size != self._spec.bytes:

@@ -15,7 +15,7 @@ import runtime
 from runtime import driver_cuda
 from runtime.driver import DriverOptions
 from runtime.driver_cuda import CudaDriver
-from runtime.errors import DeviceError, UsageError
+from runtime.errors import DeviceError, PackageError, UsageError
 from runtime.libcuda import CudaLibrary
 from runtime.staging import BULK_BYTES, BULK_CHUNKS, CHUNK_BYTES
 from tests import fake_gpu
@@ -100,16 +100,17 @@ def test_uploads_larger_than_the_staging_chunks(driver: CudaDriver) -> None:
     driver.free(address)
 
 
-@pytest.mark.parametrize("size", [BULK_BYTES, BULK_CHUNKS * CHUNK_BYTES + 3 * CHUNK_BYTES + 12_345])
-def test_large_uploads_go_through_a_ring_of_their_own(
+@pytest.mark.parametrize("size", [12_345, BULK_BYTES, BULK_CHUNKS * CHUNK_BYTES + 3 * CHUNK_BYTES + 12_345])
+def test_large_files_go_through_a_ring_of_their_own(
     driver: CudaDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """The fake device copies nothing before somebody waits: a chunk filled too early would show."""
     monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
     data = np.random.default_rng().integers(0, 256, size, np.uint8)
+    (tmp_path / "weights.bin").write_bytes(data.tobytes() + b"more")
     address = driver.malloc(size + 1)
     driver.memset(address + size, 7, 1)
-    driver.upload(address, data.data)
+    driver.upload_file(address, tmp_path / "weights.bin", size)
     driver.memset(address + 9, 3, 1)  # behind the upload
     back = bytearray(size + 1)
     driver.download(address, back)
@@ -117,25 +118,37 @@ def test_large_uploads_go_through_a_ring_of_their_own(
     assert back[-1] == 7
     assert np.array_equal(np.frombuffer(back, np.uint8)[:-1], data)
     calls = (tmp_path / "log").read_text().split()
-    assert calls.count("cuMemHostAlloc") == calls.count("cuMemFreeHost") == 1
-    assert calls.count("cuEventCreate") == calls.count("cuEventDestroy_v2") == BULK_CHUNKS
+    large = size >= BULK_BYTES
+    assert calls.count("cuMemHostAlloc") == calls.count("cuMemFreeHost") == large
+    assert calls.count("cuEventCreate") == calls.count("cuEventDestroy_v2") == large * BULK_CHUNKS
     assert calls.count("cuMemcpyHtoDAsync_v2") == -(-size // CHUNK_BYTES)
     driver.free(address)
 
 
-def test_a_large_upload_that_fails(
-    driver: CudaDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = np.zeros(BULK_BYTES, np.uint8)
-    address = driver.malloc(len(data))
+def test_a_large_file_that_fails(driver: CudaDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "weights.bin"
+    weights.write_bytes(bytes(BULK_BYTES))
+    address = driver.malloc(BULK_BYTES)
     monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
     monkeypatch.setenv("FAKE_FAIL", "cuMemcpyHtoDAsync_v2")
     with pytest.raises(DeviceError, match="cuMemcpyHtoDAsync_v2 failed: 999"):
-        driver.upload(address, data.data)
+        driver.upload_file(address, weights, BULK_BYTES)
     calls = (tmp_path / "log").read_text().split()
     assert calls.count("cuMemHostAlloc") == calls.count("cuMemFreeHost") == 1
     monkeypatch.delenv("FAKE_FAIL")
-    driver.upload(address, data.data)
+    driver.upload_file(address, weights, BULK_BYTES)
+    driver.free(address)
+
+
+@pytest.mark.parametrize("size", [1000, BULK_BYTES])
+def test_a_file_that_ends_early(driver: CudaDriver, tmp_path: Path, size: int) -> None:
+    weights = tmp_path / "weights.bin"
+    weights.write_bytes(bytes(size - 1))
+    address = driver.malloc(size)
+    with pytest.raises(PackageError, match=f"'weights.bin' cannot be read: it ends at byte {size - 1}"):
+        driver.upload_file(address, weights, size)
+    with pytest.raises(PackageError, match=r"'absent.bin' cannot be read: .*No such file"):
+        driver.upload_file(address, tmp_path / "absent.bin", size)
     driver.free(address)
 
 

@@ -83,6 +83,7 @@ def test_a_generation(folder: Path, tmp_path: Path, rocm: str) -> None:
 
 DRIVER = """
 import random
+import tempfile
 from pathlib import Path
 from runtime.driver import DriverOptions
 from runtime.driver_hip import HipDriver
@@ -119,7 +120,10 @@ assert bytes(back[:50]) == data[100:150]
 driver.free(address)
 data = random.randbytes(BULK_BYTES + 12_345)
 address = driver.malloc(len(data))
-driver.upload(address, data)
+with tempfile.NamedTemporaryFile() as file:
+    file.write(data)
+    file.flush()
+    driver.upload_file(address, Path(file.name), len(data))
 back = bytearray(len(data))
 driver.download(address, back)
 assert back == data
