@@ -30,8 +30,8 @@ FETCH_SLOTS = 64
 _FETCH_OFFSET = CHUNKS * CHUNK_BYTES
 _TOTAL = _FETCH_OFFSET + FETCH_SLOTS * FETCH_BYTES
 #: From this size on a file gets a ring of its own, which several threads fill: one thread copies from the
-#: page cache at a few GB/s, and the bus takes ten times that. They read the file: a machine with an H100 takes
-#: 27 GB/s so, and 12 where they copy from a mapping, whose page faults stand in each other's way.
+#: page cache at a few GB/s, and the bus takes ten times that. They read the file: a machine with an H100
+#: takes 27 GB/s so, and 12 where they copy from a mapping, whose page faults stand in each other's way.
 BULK_BYTES = 32 << 20
 BULK_CHUNKS = 16
 BULK_THREADS = 8
