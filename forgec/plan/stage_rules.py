@@ -28,6 +28,7 @@ from forgec.plan.stages import (
     SampleParams,
     Segment,
 )
+from forgec.plan.stages.linear import LDS_ACTIVATION_BYTES, LDS_GROUP16_BYTES
 from forgec.plan.tuning import grid_blocks, lookup
 from forgec.plan.unfused_rules import UNFUSED_RULES, pointwise
 
@@ -152,18 +153,23 @@ SIMPLE_FORMATS = frozenset({"q4_0", "q4_1", "q8_0"})
 
 
 def _row_act(
-    at: Lowering, node: Node, op: ops.FusedLinear, segments: tuple[Segment, ...], layout: str
+    at: Lowering, node: Node, op: ops.FusedLinear, segments: tuple[Segment, ...], layout: str, cols: int
 ) -> str:
-    """Activations of a product with one row: where int8 is too coarse, the CPU's own kernels take 16 bits.
+    """Activations of a product with one row: where int8 is too coarse, 16 bits by integer products.
 
-    Float activations would make the CPU's decoding slower than its memory: every weight becomes a float. Only
-    AVX-512 turns the simplest formats into floats more quickly than they arrive (30 GB/s instead of 25).
+    Float activations cost two to four times the instructions, since every weight becomes a float, and make a
+    CPU's decoding slower than its memory. Only AVX-512 turns the simplest formats into floats more quickly
+    than they arrive (30 GB/s instead of 25). On NVIDIA the persistent kernel takes 16 bits, too; the graph
+    keeps floats, since nobody has measured it otherwise.
     """
     act = _act(at, node, op, segments)
     formats = {s.format for s in segments}
-    if act != "f32" or layout != "rows8" or at.act(formats) != "q8":
+    if act != "f32" or at.act(formats) != "q8":
         return act
-    return "f32" if "avx512f" in at.target.requires and formats <= SIMPLE_FORMATS else "q16"
+    if layout == "rows8":
+        return "f32" if "avx512f" in at.target.requires and formats <= SIMPLE_FORMATS else "q16"
+    fits = cols // 32 * LDS_GROUP16_BYTES <= LDS_ACTIVATION_BYTES
+    return "q16" if at.target.family.startswith("gfx") and fits else "f32"
 
 
 def _normed(op: ops.FusedLinear) -> bool:
@@ -185,7 +191,7 @@ def _matvec(at: Lowering, node: Node, op: ops.FusedLinear, inputs: ops.LinearInp
         cols=weight.cols,
         segments=segments,
         layout=weight.layout,
-        act=_row_act(at, node, op, segments, weight.layout),
+        act=_row_act(at, node, op, segments, weight.layout, weight.cols),
         epilogue=epilogue,
         bias=op.bias,
         then=then,

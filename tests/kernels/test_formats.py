@@ -28,7 +28,7 @@ def segments(rng: np.random.Generator, formats: list[str]) -> list[tuple[str, in
 
 
 @pytest.mark.parametrize("device", EVERY_DEVICE)
-@pytest.mark.parametrize("act", ["f32", "q8"])
+@pytest.mark.parametrize("act", ["f32", "q8", "q16"])
 @pytest.mark.parametrize("formats", TRIPLES, ids="-".join)
 def test_matvec(rng: np.random.Generator, formats: list[str], act: str, device: str) -> None:
     # Lanes that share a block, that take whole blocks, and that find less than a slice for each.

@@ -72,6 +72,8 @@ def run_case(
 ) -> Case:
     """Run the stage on fresh random numbers; the CPU's own template reads the layout "rows8"."""
     family, wave, threads = common(device, block)
+    if act == "q16" and wave < 8 and layout == "rows":
+        pytest.skip("eight lanes share a group of 16-bit activations; the CPU's own text has its own")
     params = MatvecParams(
         family,
         wave,
@@ -150,7 +152,9 @@ def products(
 
 @pytest.mark.parametrize("device", EVERY_DEVICE)
 @pytest.mark.parametrize(
-    ("format", "act"), [(f, "f32") for f in FORMATS] + [(f, "q8") for f in BLOCKED], ids="-".join
+    ("format", "act"),
+    [(f, "f32") for f in FORMATS] + [(f, act) for f in BLOCKED for act in ("q8", "q16")],
+    ids="-".join,
 )
 def test_every_format_stores_the_product(
     rng: np.random.Generator, format: str, act: str, device: str
@@ -162,7 +166,7 @@ def test_every_format_stores_the_product(
 
 
 @pytest.mark.parametrize("device", EVERY_DEVICE)
-@pytest.mark.parametrize("act", ["f32", "q8"])
+@pytest.mark.parametrize("act", ["f32", "q8", "q16"])
 @pytest.mark.parametrize("prologue", ["none", "rmsnorm", "layernorm"])
 def test_residual_may_be_the_output(rng: np.random.Generator, act: str, prologue: str, device: str) -> None:
     rows = int(rng.integers(1, 90))
@@ -184,7 +188,7 @@ def test_residual_may_be_the_output(rng: np.random.Generator, act: str, prologue
 
 @pytest.mark.parametrize("device", EVERY_DEVICE)
 @pytest.mark.parametrize("formats", [("q4_0", "q4_0"), ("q8_0", "q4_1")], ids="-".join)
-@pytest.mark.parametrize("act", ["f32", "q8"])
+@pytest.mark.parametrize("act", ["f32", "q8", "q16"])
 def test_swiglu(rng: np.random.Generator, formats: tuple[str, str], act: str, device: str) -> None:
     rows = int(rng.integers(1, 90))
     case = run_case(

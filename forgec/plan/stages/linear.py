@@ -28,9 +28,10 @@ __all__ = [
 
 #: Functions of one element that a product or an elementwise stage can apply: ``templates/lib/pointwise``.
 POINTWISE = ("silu", "gelu", "squared_relu", "scale", "softcap", "clamp")
-#: LDS that a row of float activations may take, and bytes of 32 of them (padded, with their sum).
+#: LDS that a row of activations may take, and bytes of 32 of them (padded, with their sum): floats, two int8.
 LDS_ACTIVATION_BYTES = 48 * 1024
 LDS_GROUP_BYTES = 36 * 4
+LDS_GROUP16_BYTES = 20 * 4
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ class LinearParams(StageParams):
     cols: int
     segments: tuple[Segment, ...]
     layout: str
-    act: str  # "f32" | "q8", and for the CPU's matvec "q16": int16 per 32
+    act: str  # "f32" | "q8", and for a matvec "q16": 16 bits per 32 in two digits
     epilogue: str  # "store" | "residual" | "norm_residual" | "gated" | "rope_kv"
     bias: bool
     then: str = field(default="", kw_only=True)
@@ -390,8 +391,8 @@ class MatvecParams(LinearParams):
     @property
     def activations(self) -> str:
         """Where the row of activations is kept: ``templates/lib/activations/<name>``."""
-        if self.act == "q8":
-            return "q8"
+        if self.act != "f32":
+            return self.act
         return "lds" if -(-self.cols // 32) * LDS_GROUP_BYTES <= LDS_ACTIVATION_BYTES else "global"
 
     @property
